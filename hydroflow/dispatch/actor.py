@@ -1,0 +1,457 @@
+"""One actor per cluster: it alone holds the connection, claims, stages, submits, polls, collects, backs off.
+
+A tick is one pass over everything; nothing in it depends on an earlier tick having succeeded, so an actor that was
+killed or whose cluster was away goes on from the ledger and from what it finds on the cluster.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pymongo.errors import PyMongoError
+
+from hydroflow.campaign import Cluster
+from hydroflow.dispatch.collector import Collector
+from hydroflow.dispatch.engine import engine_for
+from hydroflow.dispatch.job import Resources
+from hydroflow.dispatch.ledger import AgentLedger, now, spec_of
+from hydroflow.dispatch.reconcile import clear, compare
+from hydroflow.dispatch.scheduler import Batch, BatchJob, Queue, batch_name
+from hydroflow.dispatch.site import Site
+from hydroflow.dispatch.states import State
+from hydroflow.dispatch.transport import Refused
+from hydroflow.dispatch.wrapper import Attempt, write_script
+from hydroflow.errors import EngineFailure, HydroflowError, ServiceError, SettingsError, TransportError
+from hydroflow.store import Store
+
+log = logging.getLogger(__name__)
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
+LOST_AFTER_S = 6 * 3600.0
+"""A cluster may be away so long before its jobs are given up and run elsewhere."""
+SILENCE_S, SHELL_SILENCE_S = 20.0, 2.0
+"""Wait so long for the exit code of a job that has left the queue before it counts as lost."""
+SLOW_TICK_S = 20.0
+SUBMIT_TOGETHER = 50
+"""Scheduler jobs sent and handed in with one call."""
+
+
+@dataclass
+class Tracked:
+    """A batch this actor is responsible for."""
+
+    name: str
+    jobs: dict[str, dict[str, Any]]
+    ident: str = ""
+    """Scheduler id; empty while it is not known whether it was submitted."""
+    offered: bool = False
+    """The scheduler may have been asked: it must be looked for before anything else is done with it."""
+    seen_running: bool = False
+    ended: bool = False
+    silent_since: float | None = None
+    """Since when it has ended with a job that left no exit code."""
+
+    def batch(self) -> Batch:
+        return Batch(self.name, tuple(
+            BatchJob(key, Resources(**job.get("resources", {})), _outputs(job)) for key, job in sorted(self.jobs.items())))
+
+
+@dataclass
+class Health:
+    """What people are told about a cluster."""
+
+    state: str = "connecting"
+    reason: str = ""
+    failures: int = 0
+    until: float = 0.0
+    jobs: dict[str, int] = field(default_factory=dict)
+
+
+class Actor(threading.Thread):
+    """Runs one cluster until told to stop.
+
+    Parameters
+    ----------
+    dead_owners
+        Pattern of owners known to be dead (earlier agents of the same home), whose jobs are taken over at once.
+    """
+
+    def __init__(self, store: Store, ledger: AgentLedger, name: str, cluster: Cluster, staging: Path,
+                 dead_owners: str, stop: threading.Event) -> None:
+        super().__init__(name=f"cluster-{name}", daemon=True)
+        self.store, self.ledger, self.cluster_name, self.cluster = store, ledger, name, cluster
+        self.staging, self.dead_owners, self.stopping = staging, dead_owners, stop
+        self.collector = Collector(ledger, store.objects, name, cluster)
+        self.site: Site | None = None
+        self.tracked: dict[str, Tracked] = {}
+        self.health = Health()
+        self.max_cores = cluster.max_cores
+        self.idle_since = time.monotonic()
+        self.replaced = threading.Event()
+        self.peers: Mapping[str, Actor] = {}
+        """All actors of the agent; those of higher priority are filled first."""
+        self.room: tuple[int | None, int] | None = None
+        """Cores and GPUs still free after the last claim; None when full, not connected or benched."""
+        self.away_since: float | None = None
+        self._took_over = 0.0
+        self.period_s = 0.2 if cluster.batch == "Shell" and cluster.context == "local" else 2.0
+
+    def run(self) -> None:
+        while not self.stopping.is_set() and not self.replaced.is_set():
+            try:
+                wait = self.step()
+            except Exception:  # an actor never dies of a surprise: it says so and goes on
+                log.exception("[%s] unexpected error", self.cluster_name)
+                wait = 10.0
+            self.stopping.wait(wait)
+        if self.site is not None:
+            self.site.close()
+
+    def step(self) -> float:
+        """One tick with its back-off; returns how long to wait until the next."""
+        if time.monotonic() < self.health.until:
+            return min(1.0, self.health.until - time.monotonic())
+        start = time.monotonic()
+        try:
+            busy = self.tick()
+            if time.monotonic() - start > SLOW_TICK_S:
+                log.warning("[%s] one pass took %.0f s: the cluster or MongoDB answers slowly", self.cluster_name,
+                            time.monotonic() - start)
+            self.health.state, self.health.reason, self.health.failures = "healthy", "", 0
+            self.away_since = None
+            return self.period_s if busy else max(self.period_s, 0.5)
+        except (TransportError, ServiceError, PyMongoError, OSError) as error:
+            self._bench(error)
+            return 1.0
+
+    def _bench(self, error: Exception) -> None:
+        self.health.failures += 1
+        self.room = None
+        pause = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.health.failures - 1))
+        if isinstance(error, (PyMongoError, ServiceError)):
+            pause = min(pause, 10.0)  # our own services: everything waits for them
+        self.health.state, self.health.reason = "benched", " ".join(str(error).split())[:500]
+        self.health.until = time.monotonic() + pause
+        log.warning("[%s] %s; next try in %.0f s", self.cluster_name, self.health.reason, pause)
+        if not isinstance(error, TransportError):
+            return
+        if self.site is not None and not self.site.local:
+            self.site.close()
+            self.site = None
+        self.away_since = self.away_since or time.monotonic()
+        try:  # what was surely never handed to the scheduler may go elsewhere
+            self._give_back_unsubmitted()
+            if time.monotonic() - self.away_since > LOST_AFTER_S:
+                lost = self.ledger.release_lost(self.cluster_name, self.cluster.context == "local", self.dead_owners,
+                                                f"{self.cluster_name} has been away for {LOST_AFTER_S / 3600:.2g} h")
+                self.tracked.clear()
+                if lost:
+                    log.warning("[%s] away too long: %d jobs may run elsewhere", self.cluster_name, lost)
+        except PyMongoError as second:
+            log.warning("[%s] %s", self.cluster_name, second)
+
+    # ---- one tick ----
+    def tick(self) -> bool:
+        """True when there is something to look after."""
+        if self.site is None:
+            self.site = Site(self.cluster_name, self.cluster, self.staging)
+            if self.cluster.batch == "Shell" and self.cluster.max_cores is None:
+                self.max_cores = self.site.cores()
+            self._clear_unwanted()
+        self._take_over()
+        self._cancel()
+        if self.tracked:
+            queue = self.site.queue([t.ident for t in self.tracked.values() if t.ident])
+            self._look(queue)
+            self._mark_running(queue)
+            self._collect()
+        claimed = self._claim()
+        if self.tracked or claimed:
+            self.idle_since = time.monotonic()
+        self.health.jobs = {"batches": len(self.tracked), "jobs": sum(len(t.jobs) for t in self.tracked.values())}
+        return bool(self.tracked)
+
+    def _clear_unwanted(self) -> None:
+        """On every fresh connection: stop and remove what an earlier agent left and nobody waits for."""
+        assert self.site is not None
+        comparison = compare(self.site, self.ledger)
+        if comparison.unwanted_jobs or comparison.unwanted_folders:
+            log.info("[%s] clearing %d unwanted jobs and %d folders", self.cluster_name, len(comparison.unwanted_jobs),
+                     len(comparison.unwanted_folders))
+            clear(self.site, comparison)
+
+    def _take_over(self) -> None:
+        """Jobs of this cluster whose agent is gone, looked for every 10 s."""
+        assert self.site is not None
+        if time.monotonic() - self._took_over < 10:
+            return
+        found = self.ledger.take_over(self.cluster_name, self.site.local, self.dead_owners)
+        self._took_over = time.monotonic()
+        for job in found:
+            known = self.tracked.setdefault(job["batch"], Tracked(job["batch"], {}, offered=True))
+            if job["_id"] not in known.jobs:
+                known.jobs[job["_id"]] = job
+                known.ident = known.ident or job.get("scheduler_id") or ""
+                known.seen_running = known.seen_running or job["state"] != State.submitted.value
+                log.info("[%s] took over %s (%s)", self.cluster_name, job["_id"], job["state"])
+
+    def _cancel(self) -> None:
+        assert self.site is not None
+        wishes = self.ledger.cancel_wishes(self.cluster_name) if self.tracked else {}
+        for tracked in self.tracked.values():
+            keys = [key for key in tracked.jobs if key in wishes and not tracked.jobs[key].get("cancel")]
+            if keys:
+                self.site.stop(tracked.name, tracked.ident, keys, whole=len(keys) == len(tracked.jobs))
+                for key in keys:
+                    tracked.jobs[key]["cancel"] = wishes[key]
+
+    def _look(self, queue: Queue) -> None:
+        """Where each batch stands; those that certainly were never submitted are submitted."""
+        assert self.site is not None
+        unclear = []
+        for tracked in self.tracked.values():
+            # by name first: after a submission that raced there may be two, and the batch is over only when both are
+            present = queue.names.get(tracked.name)
+            if present is not None and not tracked.ident:
+                tracked.ident = present
+                self.ledger.submitted_to_scheduler({key: present for key in tracked.jobs},
+                                                   {key: self.site.folder(tracked.name) for key in tracked.jobs})
+            if present is not None or tracked.ident in queue.running:
+                continue
+            if tracked.ident:
+                tracked.ended = True
+            else:
+                unclear.append(tracked)
+        traces = self.site.traces([t.name for t in unclear if t.offered])
+        for tracked in unclear:
+            tracked.ident, started = traces.get(tracked.name, ("", False))
+            tracked.ended = bool(tracked.ident) or started
+        self._submit([t for t in unclear if not t.ended])
+
+    def _mark_running(self, queue: Queue) -> None:
+        keys = []
+        for tracked in self.tracked.values():
+            if not tracked.seen_running and not tracked.ended and queue.running.get(tracked.ident):
+                tracked.seen_running = True
+                keys += list(tracked.jobs)
+        if keys:
+            self.ledger.running(keys, f"on {self.cluster_name}")
+
+    def _collect(self) -> None:
+        """Fetch and judge every batch that has ended."""
+        assert self.site is not None
+        ended = [t for t in self.tracked.values() if t.ended]
+        if not ended:
+            return
+        self.ledger.collecting([key for t in ended if not t.silent_since for key in t.jobs])
+        self.site.fetch([t.batch() for t in ended])
+        rubbish: list[str] = []
+        try:
+            for tracked in filter(self._settled, ended):
+                for key in list(tracked.jobs):
+                    rubbish += self._judge(tracked, key)
+                    del tracked.jobs[key]
+                del self.tracked[tracked.name]
+        finally:
+            self._clean(rubbish)
+
+    def _settled(self, tracked: Tracked) -> bool:
+        """Every job has left its exit code, or has had time to: a shared file system may show it late."""
+        assert self.site is not None
+        folder = self.site.staged(tracked.name)
+        if all((folder / key / "exit_code").exists() or job.get("cancel") for key, job in tracked.jobs.items()):
+            return True
+        tracked.silent_since = tracked.silent_since or time.monotonic()
+        return time.monotonic() - tracked.silent_since > (SILENCE_S if self.cluster.batch != "Shell" else SHELL_SILENCE_S)
+
+    def _judge(self, tracked: Tracked, key: str) -> list[str]:
+        """The verdict on one job; returns the folders that nobody needs any more."""
+        assert self.site is not None
+        folder = f"{self.site.folder(tracked.name)}/{key}"
+        job = {**tracked.jobs[key], "folder": self.site.folder(tracked.name)}
+        try:
+            state, keep = self.collector.collect(job, self.site.staged(tracked.name) / key)
+        except SettingsError as error:  # no such engine here: not the job's fault, a person must look
+            state, keep = State.failed, False
+            self.ledger.failed(key, str(error), {"failure": {"code": "unknown", "message": str(error), "details": {}}})
+        log.info("[%s] %s is %s", self.cluster_name, key, state.value)
+        previous = [job["restart_from"]] if job.get("restart_from") else []
+        return previous if keep else [*previous, folder]
+
+    def _clean(self, folders: list[str]) -> None:
+        assert self.site is not None
+        try:
+            self.site.clean(folders)
+        except TransportError as error:
+            log.warning("[%s] %d folders were not removed: %s", self.cluster_name, len(folders), error)
+
+    # ---- new work ----
+    def _claim(self) -> int:
+        assert self.site is not None
+        self.room = None
+        room_jobs = self.cluster.max_jobs - len(self.tracked)
+        if room_jobs <= 0 or self.stopping.is_set():
+            return 0
+        used_cores = sum(_cores(t) for t in self.tracked.values())
+        used_gpus = sum(_gpus(t) for t in self.tracked.values())
+        room_cores = self.max_cores - used_cores if self.max_cores is not None else None
+        if room_cores is not None and room_cores <= 0:
+            return 0
+        match = self._match(room_cores, self.cluster.max_gpus - used_gpus)
+        waiting = self.ledger.prepared(match, room_jobs * self.cluster.group_size)
+        candidates = self._group(waiting, room_jobs, room_cores, self.cluster.max_gpus - used_gpus)
+        claimed = self.ledger.claim(self.cluster_name, candidates)
+        fresh: dict[str, Tracked] = {}
+        for job in claimed:
+            fresh.setdefault(job["batch"], Tracked(job["batch"], {})).jobs[job["_id"]] = job
+        self.tracked |= fresh
+        self._submit(list(fresh.values()))
+        if not waiting:  # nothing was left for it to take: it has room for what comes
+            self.room = (room_cores, self.cluster.max_gpus - used_gpus)
+        return len(claimed)
+
+    def _match(self, room_cores: int | None, room_gpus: int) -> dict[str, Any]:
+        due = [{"not_before": {"$exists": False}}, {"not_before": {"$lte": now()}}]
+        match = {**self.capable(room_cores, room_gpus), "$or": due}
+        better = [a.capable(*a.room) for a in self.peers.values()
+                  if a.room is not None and a.cluster.priority > self.cluster.priority]
+        return {**match, "$nor": better} if better else match
+
+    def capable(self, cores: int | None, gpus: int) -> dict[str, Any]:
+        """MongoDB filter of the jobs this cluster can run with so many cores (None: any number) and GPUs."""
+        kinds = [fnmatch.translate(pattern) for pattern in self.cluster.kinds]
+        match: dict[str, Any] = {
+            "kind": {"$regex": "|".join(f"(?:{k})" for k in kinds)} if "*" not in self.cluster.kinds else {"$exists": True},
+            "resources.gpus": {"$lte": max(0, gpus)},
+            "avoid": {"$ne": self.cluster_name},
+        }
+        if cores is not None:
+            match["resources.cores"] = {"$lte": cores}
+        return match
+
+    def _group(self, waiting: list[dict[str, Any]], room_jobs: int, room_cores: int | None,
+               room_gpus: int) -> list[tuple[str, str, dict[str, Any]]]:
+        """Put waiting jobs of one kind and size together and stop where the cluster is full."""
+        groups: list[list[dict[str, Any]]] = []
+        open_groups: dict[tuple, list[dict[str, Any]]] = {}
+        for job in waiting:
+            r = Resources(**job.get("resources", {}))
+            alike = (job["kind"], r)
+            group = open_groups.get(alike)
+            if group is None or len(group) >= self.cluster.group_size:
+                if len(groups) >= room_jobs or (room_cores is not None and r.cores > room_cores) or r.gpus > max(0, room_gpus):
+                    continue
+                group = open_groups[alike] = []
+                groups.append(group)
+                room_cores = room_cores - r.cores if room_cores is not None else None
+                room_gpus -= r.gpus
+            group.append(job)
+        return [(job["_id"], batch_name([(j["_id"], j.get("attempt", 0) + 1) for j in group]), {})
+                for group in groups for job in group]
+
+    def _submit(self, batches: list[Tracked]) -> None:
+        """Stage claimed batches and hand them to the scheduler, many per call."""
+        assert self.site is not None
+        for start in range(0, len(batches), SUBMIT_TOGETHER):
+            ready = [t for t in batches[start:start + SUBMIT_TOGETHER] if self._prepare(t)]
+            if not ready:
+                continue
+            for tracked in ready:
+                tracked.offered = True
+            try:
+                taken = self.site.submit([t.batch() for t in ready])
+            except Refused:
+                for tracked in ready:
+                    tracked.offered = False
+                raise
+            for tracked in ready:
+                tracked.ident = taken.get(tracked.name, "")
+                tracked.offered = bool(tracked.ident)
+            self.ledger.submitted_to_scheduler({key: t.ident for t in ready if t.ident for key in t.jobs},
+                                               {key: self.site.folder(t.name) for t in ready for key in t.jobs})
+            if len(taken) < len(ready):
+                raise Refused(f"{self.cluster_name}: the scheduler took {len(taken)} of {len(ready)} jobs")
+
+    def _prepare(self, tracked: Tracked) -> bool:
+        """Stage one batch; jobs that cannot be staged leave it. False when none is left."""
+        assert self.site is not None
+        folder = self.site.staged(tracked.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        for key, job in list(tracked.jobs.items()):
+            if job.get("cancel"):
+                self.ledger.cancelled(key, job["cancel"], {})
+                del tracked.jobs[key]
+                continue
+            try:
+                self._stage(job, folder / key)
+            except (ServiceError, PyMongoError):
+                raise
+            except Exception as error:  # a bad input or engine: this job's own trouble, never the batch's
+                shutil.rmtree(folder / key, ignore_errors=True)
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise ServiceError(f"the disk of {folder} is full while staging jobs; free some space") from error
+                log.warning("[%s] %s cannot be prepared: %s", self.cluster_name, key, error)
+                if isinstance(error, EngineFailure):  # the engine's own verdict on its input keeps its code
+                    failure = error.to_dict()
+                else:
+                    known = isinstance(error, HydroflowError)
+                    failure = {"code": "bad_input" if known else "unknown", "details": {},
+                               "message": str(error) if known else f"{type(error).__name__}: {error}"}
+                self.ledger.failed(key, f"its input could not be prepared: {failure['message']}", {"failure": failure})
+                del tracked.jobs[key]
+        if not tracked.jobs:
+            self.tracked.pop(tracked.name, None)
+        return bool(tracked.jobs)
+
+    def _stage(self, job: Mapping[str, Any], folder: Path) -> None:
+        """Write one job's folder: its object files, the engine's inputs, the script around its command."""
+        assert self.site is not None
+        spec, adjustments = spec_of(job), job.get("adjustments", {})
+        engine = engine_for(spec.kind)
+        folder.mkdir(parents=True)
+        for name, digest in spec.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            self.store.objects.fetch(digest, folder / name)
+        engine.prepare(spec, adjustments, folder)
+        executables = self.site.executables(engine.executables, spec.resources.cores)
+        parallel = any("{cores}" in self.cluster.executables.get(name, "") for name in engine.executables)
+        # an executable started with {cores} ranks gets one thread per rank, any other all its cores as threads
+        threads = 1 if parallel else spec.resources.cores
+        restart = job.get("restart_from")
+        write_script(folder, Attempt(
+            command=engine.command(spec, adjustments, executables), cores=spec.resources.cores,
+            wall_time_s=spec.resources.wall_time_s,
+            restart_from=restart if restart and restart.startswith(f"{self.site.root}/") else None,
+            environment={"OMP_NUM_THREADS": str(threads), "HYDROFLOW_JOB": job["_id"], "HYDROFLOW_CLUSTER": self.cluster_name,
+                         "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"}))
+
+    def _give_back_unsubmitted(self) -> None:
+        """Claims whose batch was never handed over (nothing was even staged completely) go back to the pool."""
+        for tracked in list(self.tracked.values()):
+            if not tracked.ident and not tracked.seen_running and not tracked.ended and not tracked.offered:
+                self.ledger.give_back(list(tracked.jobs), f"{self.cluster_name} could not be reached")
+                del self.tracked[tracked.name]
+
+
+def _outputs(job: Mapping[str, Any]) -> tuple[str, ...]:
+    spec = spec_of(job)
+    try:
+        return tuple(engine_for(spec.kind).outputs(spec))
+    except HydroflowError:
+        return ()
+
+
+def _cores(tracked: Tracked) -> int:
+    return max((job.get("resources", {}).get("cores", 1) for job in tracked.jobs.values()), default=0)
+
+
+def _gpus(tracked: Tracked) -> int:
+    return max((job.get("resources", {}).get("gpus", 0) for job in tracked.jobs.values()), default=0)

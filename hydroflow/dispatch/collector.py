@@ -1,0 +1,184 @@
+"""From an ended job's folder to its verdict: the engine reads, files are kept, the ledger is told.
+
+A job that left an exit code gets the verdict of its engine and, if that is a failure, the recovery the engine declares; a
+job that left none was lost by the machine or the scheduler, which is no verdict and is run again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hydroflow.campaign import Cluster
+from hydroflow.dispatch.engine import Collected, Engine, Recovery, engine_for
+from hydroflow.dispatch.job import JobSpec
+from hydroflow.dispatch.ledger import AgentLedger, now, spec_of
+from hydroflow.dispatch.states import State
+from hydroflow.dispatch.wrapper import last_lines, read_exit_code, read_times
+from hydroflow.errors import EngineFailure, FailureCode, ServiceError, SettingsError
+from hydroflow.store.objects import ObjectStore
+
+MAX_LOSSES = 5
+"""Attempts of one job that may vanish before a person is asked."""
+MAX_RESULT_BYTES = 1 << 20
+MAX_KEPT_BYTES = 64 << 20
+"""Files of a quarantined job above this are left out of its archive."""
+_UNCLEAR = {FailureCode.killed, FailureCode.unknown, FailureCode.missing_output, FailureCode.truncated_output,
+            FailureCode.corrupted_output}
+
+
+class Collector:
+    """Judges ended jobs of one cluster."""
+
+    def __init__(self, ledger: AgentLedger, objects: ObjectStore, name: str, cluster: Cluster) -> None:
+        self.ledger, self.objects, self.name, self.cluster = ledger, objects, name, cluster
+
+    def collect(self, job: Mapping[str, Any], folder: Path) -> tuple[State, bool]:
+        """Judge one job; returns its new state and whether its folder is needed for a restart.
+
+        Raises
+        ------
+        ServiceError
+            the object store does not work; the job stays in ``collecting`` and this can be called again.
+        """
+        key, spec = job["_id"], spec_of(job)
+        cost = self._cost(job, spec, folder)
+        engine = engine_for(spec.kind)
+        if job.get("cancel"):
+            self.ledger.cancelled(key, job["cancel"], {"cost": cost})
+            return State.cancelled, False
+        code = read_exit_code(folder)
+        if code is None:
+            return self._lost(job, spec, engine, cost, (folder / ".started").exists())
+        try:
+            collected = self._read(engine, spec, folder, code)
+            outputs = {name: self.objects.put_file(path) for name, path in collected.keep.items()}
+        except EngineFailure as failure:
+            return self._failure(job, spec, engine, failure, cost, folder)
+        self.ledger.done(key, dict(collected.result), outputs, cost)
+        return State.done, False
+
+    def _read(self, engine: Engine, spec: JobSpec, folder: Path, code: int) -> Collected:
+        try:
+            collected = engine.collect(spec, folder)
+            size = len(json.dumps(collected.result, allow_nan=False))
+        except EngineFailure as failure:
+            raise self._clearer(failure, spec, folder, code) from failure
+        except ServiceError:
+            raise
+        except Exception as error:  # an engine that chokes on an output must not stop the agent
+            raise EngineFailure(FailureCode.corrupted_output, f"reading the outputs failed: {type(error).__name__}: "
+                                f"{str(error)[:300]}") from error
+        if size > MAX_RESULT_BYTES:
+            raise EngineFailure(FailureCode.corrupted_output, f"the engine's result takes {size / 1e6:.1f} MB; results above "
+                                f"{MAX_RESULT_BYTES / 1e6:.1f} MB belong into a kept file")
+        absent = [name for name, path in collected.keep.items() if not Path(path).is_file()]
+        if absent:
+            raise EngineFailure(FailureCode.missing_output, f"files to keep are not there: {', '.join(absent)}")
+        return collected
+
+    @staticmethod
+    def _clearer(failure: EngineFailure, spec: JobSpec, folder: Path, code: int) -> EngineFailure:
+        """What the exit code says where the engine could not tell."""
+        if failure.code not in _UNCLEAR:
+            return failure
+        wall = read_times(folder).wall_s
+        if code == 124 or (code == 137 and wall >= spec.resources.wall_time_s):
+            return EngineFailure(FailureCode.walltime, f"stopped at its wall time of {spec.resources.wall_time_s} s; "
+                                 f"{failure.message}", failure.details)
+        if code in (126, 127):
+            return EngineFailure(FailureCode.executable_missing, last_lines(folder, "stderr.txt", 300).strip()
+                                 or f"exit code {code}", failure.details)
+        if "No space left on device" in last_lines(folder, "stderr.txt"):
+            return EngineFailure(FailureCode.disk_full, f"the disk of {folder} is full; {failure.message}", failure.details)
+        return failure
+
+    # ---- what did not work ----
+    def _failure(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, failure: EngineFailure,
+                 cost: Mapping[str, Any], folder: Path) -> tuple[State, bool]:
+        key, count = job["_id"], job.get("failures", 0) + 1
+        if failure.code == FailureCode.executable_missing:
+            return self._elsewhere(job, failure, cost)
+        recovery = self._recovery(engine, spec, failure, count)
+        told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name}
+        if recovery is not None:
+            self.ledger.again(key, State.collecting, f"{failure}; {recovery.action}", {
+                "failures": count, "failure": told, "cost": cost,
+                "adjustments": {**job.get("adjustments", {}), **recovery.adjustments},
+                "restart_from": job["folder"] + "/" + key if recovery.keep_folder else None})
+            return State.prepared, recovery.keep_folder
+        told["stdout"], told["stderr"] = last_lines(folder, "stdout.txt"), last_lines(folder, "stderr.txt")
+        outputs = {"quarantine.tar.gz": self.objects.put(_archive(folder))}
+        self.ledger.quarantined(key, f"{failure}; no recovery is left after {count} failures", {
+            "failures": count, "failure": told, "cost": cost, "outputs": outputs})
+        return State.quarantined, False
+
+    def _elsewhere(self, job: Mapping[str, Any], failure: EngineFailure, cost: Mapping[str, Any]) -> tuple[State, bool]:
+        """The cluster, not the job, is at fault: another cluster may take it; the last one leaves it failed."""
+        avoid = sorted({*job.get("avoid", []), self.name})
+        told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name}
+        self.ledger.again(job["_id"], State.collecting, f"{failure}; {self.name} cannot run it",
+                          {"avoid": avoid, "failure": told, "cost": cost})
+        return State.prepared, False
+
+    def _lost(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any],
+              started: bool) -> tuple[State, bool]:
+        key, losses = job["_id"], job.get("losses", 0) + 1
+        what = ("vanished without an exit code (machine or scheduler killed it)" if started
+                else "left the queue without having been started")
+        told = {"code": FailureCode.lost.value, "message": what, "details": {}, "attempt": job["attempt"],
+                "cluster": self.name}
+        if losses >= MAX_LOSSES:
+            self.ledger.failed(key, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
+                               {"losses": losses, "failure": told, "cost": cost})
+            return State.failed, False
+        recovery = self._recovery(engine, spec, EngineFailure(FailureCode.killed, what), losses) if started else None
+        values = {"losses": losses, "failure": told, "cost": cost, "not_before": now() + timedelta(seconds=2 ** losses)}
+        if recovery is not None:
+            values["adjustments"] = {**job.get("adjustments", {}), **recovery.adjustments}
+            values["restart_from"] = f"{job['folder']}/{key}" if recovery.keep_folder else None
+        self.ledger.again(key, State.collecting, f"{what}; run again", values)
+        return State.prepared, bool(values.get("restart_from"))
+
+    @staticmethod
+    def _recovery(engine: Engine, spec: JobSpec, failure: EngineFailure, count: int) -> Recovery | None:
+        try:
+            return engine.recover(spec, failure, count)
+        except Exception as error:
+            raise SettingsError(f"the engine {spec.kind} failed while choosing a recovery: {error}") from error
+
+    def _cost(self, job: Mapping[str, Any], spec: JobSpec, folder: Path) -> dict[str, Any]:
+        """Cost so far, all attempts together; times are the cluster's, written from inside the job."""
+        times, before = read_times(folder), job.get("cost", {})
+        if times.start is not None and times.end is None:
+            # killed: what its files say is all that is known about when it ended
+            newest = max((p.stat().st_mtime for p in folder.glob("*") if p.is_file()), default=times.start)
+            times = replace(times, end=max(times.start, newest))
+        if before.get("attempt") == job["attempt"]:
+            return dict(before)  # collected before, by an agent that was killed
+        core_hours = times.wall_s * spec.resources.cores / 3600
+        gpu_hours = times.wall_s * spec.resources.gpus / 3600
+        money = core_hours * self.cluster.price_core_hour + gpu_hours * self.cluster.price_gpu_hour
+        return {
+            "start": times.start, "end": times.end, "host": times.host, "cores": spec.resources.cores,
+            "gpus": spec.resources.gpus, "attempt": job["attempt"], "wall_s": times.wall_s + before.get("wall_s", 0.0),
+            "core_hours": core_hours + before.get("core_hours", 0.0),
+            "gpu_hours": gpu_hours + before.get("gpu_hours", 0.0), "money": money + before.get("money", 0.0)}
+
+
+def _archive(folder: Path) -> bytes:
+    """The folder of a quarantined job for people to look at, without its largest files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < MAX_KEPT_BYTES:
+                archive.add(path, arcname=str(path.relative_to(folder)), recursive=False)
+    return buffer.getvalue()
+
+

@@ -1,0 +1,102 @@
+"""From spectra at several broadenings to λ, Tc and where they can be believed: the plateau of λ(σ)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hydroflow.epc.coupling import NEGATIVE_TOLERANCE
+from hydroflow.epc.formulas import METHODS, critical_temperatures
+from hydroflow.epc.readers import Spectrum
+
+PLATEAU_SPREAD = 0.10
+"""Largest (max − min)/mean of λ over a plateau."""
+PLATEAU_WIDTH = 3
+"""Broadenings that a plateau spans at least."""
+LAMBDA_MAX = 4.0
+"""λ above this asks for a look: lattice instability, or a broadening far off the plateau."""
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The stretch of broadenings on which λ is read.
+
+    Attributes
+    ----------
+    first, last, index
+        Its ends and the broadening at which values are read (its middle), as indices.
+    spread
+        (max − min)/mean of λ over it.
+    flat
+        Whether the spread is within the limit; where not, this is the flattest stretch there is.
+    """
+
+    first: int
+    last: int
+    index: int
+    spread: float
+    flat: bool
+
+
+def find_plateau(lambdas: Sequence[float], limit: float = PLATEAU_SPREAD, width: int = PLATEAU_WIDTH) -> Plateau | None:
+    """The plateau of λ over ascending broadenings; None with fewer broadenings than its width.
+
+    The plateau at the smallest broadenings counts: towards zero the double-delta sum is noise, and at large broadenings λ
+    levels off too, at the wrong value, because N(E_F) is averaged over the bands. From the first window of `width` that is flat,
+    the plateau goes on as long as it stays flat.
+    """
+    values = np.asarray(lambdas, float)
+    n = len(values)
+    if n < width:
+        return None
+
+    def spread(a: int, b: int) -> float:
+        part = values[a:b + 1]
+        return float((part.max() - part.min()) / part.mean()) if part.mean() > 0 else float("inf")
+
+    windows = [spread(a, a + width - 1) for a in range(n - width + 1)]
+    first = next((a for a, s in enumerate(windows) if s <= limit), None)
+    if first is None:
+        first = int(np.argmin(windows))
+        return Plateau(first, first + width - 1, first + width // 2, windows[first], False)
+    last = first + width - 1
+    while last + 1 < n and spread(first, last + 1) <= limit:
+        last += 1
+    return Plateau(first, last, (first + last) // 2, spread(first, last), True)
+
+
+def analyse(
+    spectra: Sequence[Spectrum], mu_stars: Sequence[float], methods: tuple[str, ...] = METHODS, scaled: bool = True,
+) -> list[dict[str, Any]]:
+    """One row per broadening: sigma_ry, lambda, omega_log_k, omega2_k, negative_share and tc_k {μ*: {method: K}}."""
+    rows = []
+    for s in spectra:
+        c = s.coupling
+        rows.append({
+            "sigma_ry": s.sigma_ry, "dos": s.dos, "lambda": c.lambda_, "omega_log_k": c.omega_log_k, "omega2_k": c.omega2_k,
+            "negative_share": c.negative / c.lambda_,
+            "tc_k": {mu_key(mu): critical_temperatures(c, mu, methods, scaled) for mu in mu_stars},
+        })
+    return rows
+
+
+def mu_key(mu_star: float) -> str:
+    """How μ* is written as a key of results: ``0.10``; more digits only where they are needed."""
+    return f"{mu_star:.2f}" if round(mu_star, 2) == mu_star else f"{mu_star:g}"
+
+
+def doubts(rows: Sequence[dict[str, Any]], plateau: Plateau | None, chosen: int) -> list[str]:
+    """What an expert would object to, in words with numbers."""
+    out = []
+    row = rows[chosen]
+    if row["negative_share"] > NEGATIVE_TOLERANCE:
+        out.append(f"negative a2F weight: {100 * row['negative_share']:.2g} % of lambda, left out")
+    if plateau is not None and not plateau.flat:
+        out.append(f"lambda has no plateau over the broadening: it varies by {100 * plateau.spread:.0f} % even over its flattest "
+                   f"{plateau.last - plateau.first + 1} values (limit {100 * PLATEAU_SPREAD:.0f} %)")
+    if row["lambda"] > LAMBDA_MAX:
+        out.append(f"lambda = {row['lambda']:.2f} is above {LAMBDA_MAX:g}: check for soft modes and the broadening")
+    return out

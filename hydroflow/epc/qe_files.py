@@ -1,0 +1,219 @@
+"""Files that ph.x leaves per q point: the q list, dynamical matrices, electron–phonon couplings.
+
+A file that exists is not a file that is complete: ph.x writes parts of both kinds before it can still fail. Every reader here
+checks that the file reaches its end and raises :class:`EngineFailure` with what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.units import K_PER_RYDBERG
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[EeDd][-+]?\d+)?|NaN|\*+", re.IGNORECASE)
+GHZ_PER_RYDBERG = 3.2898419602508e6
+"""h·1 GHz in Ry, inverted (CODATA 2018)."""
+
+
+def numbers(text: str) -> list[float]:
+    """All Fortran numbers of a line, also glued ones (``-0.43-0.86``); ``***`` and NaN become nan."""
+    out = []
+    for token in _NUMBER.findall(text):
+        try:
+            out.append(float(token.replace("D", "E").replace("d", "e")))
+        except ValueError:
+            out.append(float("nan"))
+    return out
+
+
+@dataclass(frozen=True)
+class QList:
+    """The q mesh: divisions (3,) and the irreducible q points (n, 3), Cartesian in units of 2π/alat."""
+
+    grid: tuple[int, int, int]
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dynamical:
+    """One ``x.dyn<iq>`` file.
+
+    Attributes
+    ----------
+    q : (3,) first q of the star, Cartesian, 2π/alat.
+    star : number of q points (−q included) in the star: the weight of this q in the mesh.
+    frequencies_thz : (3N,) as ph.x prints them, negative where imaginary.
+    symbols, positions, cell : the crystal, in units of alat (bohr), to tell files of one crystal from another's.
+    matrix : (3N, 3N) complex dynamical matrix at q, Ry/bohr² (ph.x prints force constants, masses not divided in).
+    masses : (N,) in Rydberg atomic units (twice the electron mass unit of QE: amu·911.444).
+    """
+
+    q: np.ndarray
+    star: int
+    frequencies_thz: np.ndarray
+    symbols: tuple[str, ...]
+    positions: np.ndarray
+    cell: np.ndarray
+    alat_bohr: float
+    matrix: np.ndarray
+    masses: np.ndarray
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """One ``elph.inp_lambda.<iq>`` (or ``x.dyn<iq>.elph.<iq>``) file.
+
+    Attributes
+    ----------
+    q : (3,) Cartesian, 2π/alat.
+    omega2_ry2 : (3N,) squared frequencies in Ry², negative where imaginary.
+    sigma_ry, dos, fermi_ev : (s,) broadening, N(E_F) in states/spin/Ry/cell, Fermi energy.
+    lambdas : (s, 3N) λ_qν.
+    gamma_ghz : (s, 3N) linewidths.
+    """
+
+    q: np.ndarray
+    omega2_ry2: np.ndarray
+    sigma_ry: np.ndarray
+    dos: np.ndarray
+    fermi_ev: np.ndarray
+    lambdas: np.ndarray
+    gamma_ghz: np.ndarray
+
+    @property
+    def frequencies_k(self) -> np.ndarray:
+        """(3N,) in K, negative where imaginary."""
+        return np.sign(self.omega2_ry2) * np.sqrt(np.abs(self.omega2_ry2)) * K_PER_RYDBERG
+
+    def precise_lambdas(self) -> np.ndarray:
+        """(s, 3N) λ_qν = γ/(π N(E_F) ω²): the file prints λ with four decimals but γ with more digits.
+
+        Zero where ω² is not positive: such a mode has no λ.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = self.gamma_ghz / GHZ_PER_RYDBERG / (np.pi * self.dos[:, None] * self.omega2_ry2)
+        return np.where((self.omega2_ry2 > 0) & (self.dos[:, None] > 0), value, 0.0)
+
+
+def _truncated(path: Path, what: str) -> EngineFailure:
+    return EngineFailure(FailureCode.truncated_output, f"{path.name} is incomplete: {what}", {"file": path.name})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise EngineFailure(FailureCode.missing_output, f"{path.name} is missing", {"file": path.name}) from error
+
+
+def read_q_list(path: Path) -> QList:
+    """Read ``x.dyn0``."""
+    lines = [line for line in _text(path).splitlines() if line.strip()]
+    try:
+        grid = tuple(int(x) for x in lines[0].split())
+        n = int(lines[1])
+        points = np.array([numbers(line)[:3] for line in lines[2:2 + n]], float)
+    except (IndexError, ValueError) as error:
+        raise _truncated(path, "no q mesh and list of q points") from error
+    if len(grid) != 3 or points.shape != (n, 3):
+        raise _truncated(path, f"{n} q points announced, {len(points)} listed")
+    return QList(grid, points)
+
+
+def read_dynamical(path: Path) -> Dynamical:
+    """Read ``x.dyn<iq>``.
+
+    Raises
+    ------
+    EngineFailure
+        ``truncated_output`` when the final diagonalisation is not there in full, ``missing_output`` when the file is not.
+    """
+    lines = _text(path).splitlines()
+    try:
+        head = lines[2].split()
+        types, atoms, alat = int(head[0]), int(head[1]), float(head[3])
+        at = 3
+        # with ibrav = 0 the cell follows; otherwise celldm alone defines it
+        cell = np.zeros((3, 3))
+        if lines[at].strip().startswith("Basis"):
+            cell = np.array([numbers(line) for line in lines[at + 1:at + 4]])
+            at += 4
+        names, weights = [], []
+        for line in lines[at:at + types]:
+            names.append(line.split("'")[1].strip())
+            weights.append(float(line.split("'")[2]))
+        at += types
+        rows = [line.split() for line in lines[at:at + atoms]]
+        kinds = [int(r[1]) - 1 for r in rows]
+        symbols = tuple(names[k] for k in kinds)
+        masses = np.array([weights[k] for k in kinds])
+        positions = np.array([[float(x) for x in r[2:5]] for r in rows])
+    except (IndexError, ValueError) as error:
+        raise _truncated(path, "the header with the crystal cannot be read") from error
+    starts = [i for i, line in enumerate(lines) if "Dynamical  Matrix in cartesian axes" in line]
+    end = next((i for i, line in enumerate(lines) if "Diagonalizing the dynamical matrix" in line), None)
+    if not starts or end is None:
+        raise _truncated(path, "it does not reach the diagonalisation")
+    frequencies = [numbers(line.split("=")[1])[0] for line in lines[end:] if "freq (" in line or "omega(" in line]
+    if len(frequencies) != 3 * atoms:
+        raise _truncated(path, f"{len(frequencies)} of {3 * atoms} frequencies")
+    q = np.array(numbers(lines[starts[0] + 2].split("=")[1])[:3])
+    matrix = np.zeros((3 * atoms, 3 * atoms), complex)
+    at = starts[0] + 4
+    for a in range(atoms):
+        for b in range(atoms):
+            block = np.array([numbers(line) for line in lines[at + 1:at + 4]])
+            if block.shape != (3, 6):
+                raise _truncated(path, f"force constants of atoms {a + 1}, {b + 1}")
+            matrix[3 * a:3 * a + 3, 3 * b:3 * b + 3] = block[:, ::2] + 1j * block[:, 1::2]
+            at += 4
+    return Dynamical(q, len(starts), np.array(frequencies), symbols, positions, cell, alat, matrix, masses)
+
+
+def read_bands(path: Path) -> np.ndarray:
+    """Values (q points, modes) of a file that matdyn.x writes along a path: ``path.freq`` (cm⁻¹) or ``elph.gamma.<i>`` (GHz)."""
+    head, _, body = _text(path).partition("/")
+    sizes = re.search(r"nbnd=\s*(\d+),\s*nks=\s*(\d+)", head)
+    values = numbers(body)
+    if sizes is None or len(values) != int(sizes[2]) * (3 + int(sizes[1])):
+        raise _truncated(path, "it does not hold every q of the path")
+    return np.array(values).reshape(int(sizes[2]), -1)[:, 3:]
+
+
+def read_couplings(path: Path) -> Couplings:
+    """Read ``elph.inp_lambda.<iq>`` or ``x.dyn<iq>.elph.<iq>``.
+
+    Raises
+    ------
+    EngineFailure
+        ``truncated_output`` when a broadening or a mode is missing.
+    """
+    text = _text(path)
+    sections = text.split("Gaussian Broadening:")
+    head = numbers(sections[0])
+    if len(head) < 5:
+        raise _truncated(path, "no header")
+    n_sigma, modes = int(head[3]), int(head[4])
+    omega2 = np.array(head[5:])
+    if len(omega2) != modes:
+        raise _truncated(path, f"{len(omega2)} of {modes} squared frequencies")
+    if len(sections) - 1 != n_sigma:
+        raise _truncated(path, f"{len(sections) - 1} of {n_sigma} broadenings")
+    sigma, dos, fermi = np.zeros(n_sigma), np.zeros(n_sigma), np.zeros(n_sigma)
+    lambdas, gamma = np.zeros((n_sigma, modes)), np.zeros((n_sigma, modes))
+    for i, section in enumerate(sections[1:]):
+        lines = section.splitlines()
+        sigma[i] = numbers(lines[0])[0]
+        levels = re.search(r"DOS\s*=(.*?)states.*?Ef\s*=(.*?)eV", section, re.DOTALL)
+        rows = re.findall(r"lambda\(\s*\d+\)\s*=(.*?)gamma\s*=(.*?)GHz", section)
+        if levels is None or len(rows) != modes:
+            raise _truncated(path, f"broadening {i + 1}: {len(rows)} of {modes} modes")
+        dos[i], fermi[i] = numbers(levels[1])[0], numbers(levels[2])[0]
+        for nu, (lam, gam) in enumerate(rows):
+            lambdas[i, nu], gamma[i, nu] = numbers(lam)[0], numbers(gam)[0]
+    return Couplings(np.array(head[:3]), omega2, sigma, dos, fermi, lambdas, gamma)

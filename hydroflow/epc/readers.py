@@ -1,0 +1,218 @@
+"""α²F files of several codes, told apart by their content.
+
+Known: matdyn.x (``a2F.dos*``, also old records over several lines), lambda.x (``alpha2F.dat``), EPW (``prefix.a2f``), Elk
+(``ALPHA2F.OUT``), ABINIT (``*_A2FW``), two-column text with a unit, and a folder of ph.x couplings. λ of each follows from
+λ = 2∫α²F/ω dω, which all of them share.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hydroflow.epc.coupling import Coupling
+from hydroflow.epc.modes import read_folder
+from hydroflow.epc.qe_files import numbers
+from hydroflow.errors import DataError
+from hydroflow.units import K_PER_CM1, K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, K_PER_THZ
+
+UNITS = {"Ry": K_PER_RYDBERG, "Ha": K_PER_HARTREE, "THz": K_PER_THZ, "meV": K_PER_MEV, "cm-1": K_PER_CM1, "K": 1.0}
+"""K per unit."""
+_UNIT_WORDS = {"ry": "Ry", "rydberg": "Ry", "ha": "Ha", "hartree": "Ha", "thz": "THz", "mev": "meV", "cm-1": "cm-1",
+               "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K", "k": "K"}
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The coupling at one broadening; `sigma_ry` is None where the file names none."""
+
+    coupling: Coupling
+    sigma_ry: float | None = None
+    dos: float | None = None
+
+
+@dataclass
+class A2FFile:
+    """What a file held: its format, the unit of its frequencies, one spectrum per broadening, and what is odd about it."""
+
+    format: str
+    unit: str
+    spectra: list[Spectrum]
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
+    """Read an α²F file or a folder of ph.x couplings.
+
+    Parameters
+    ----------
+    path
+        File or folder.
+    unit
+        ``auto`` or a key of :data:`UNITS`; given explicitly it overrides what the format says, with a warning.
+
+    Raises
+    ------
+    DataError
+        when the file cannot be read, its unit is unknown, or it holds no usable coupling.
+    EngineFailure
+        when a folder of ph.x couplings is incomplete or mixed.
+    """
+    path = Path(path)
+    if unit != "auto" and unit not in UNITS:
+        raise DataError(f"unknown unit {unit!r}; known: auto, {', '.join(UNITS)}")
+    if path.is_dir() or path.name.startswith("elph.inp_lambda.") or re.search(r"\.dyn\d+\.elph\.\d+$", path.name):
+        return _folder(path)
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    name, native, columns, sigmas, warnings = _table(path, text)
+    if unit == "auto":
+        if native is None:
+            raise DataError(f"{path}: the file does not name the unit of its frequencies; say it with --unit "
+                            f"({', '.join(UNITS)})")
+        unit = native
+    elif native is not None and unit != native:
+        warnings.append(f"frequencies read in {unit} as asked; {name} files are in {native}")
+    frequencies = columns[:, 0] * UNITS[unit]
+    warnings += _grid_warnings(columns[:, 0], unit)
+    spectra, unusable = [], []
+    for j in range(1, columns.shape[1]):
+        a2f = columns[:, j]
+        sigma = sigmas[j - 1] if sigmas else None
+        if not np.isfinite(a2f).all():
+            unusable.append(j)
+            continue
+        spectra.append(Spectrum(Coupling.from_spectrum(frequencies, a2f), sigma))
+    if unusable:
+        where = f"{len(unusable)} of {columns.shape[1] - 1} a2F columns"
+        if not spectra:
+            raise DataError(f"{path}: {where} hold NaN and none is left; usually an acoustic mode at Gamma had a "
+                            "negative squared frequency: read the elph.inp_lambda files instead (hydroflow tc FOLDER)")
+        warnings.append(f"{where} hold NaN and were left out")
+    return A2FFile(name, unit, spectra, warnings)
+
+
+def _folder(path: Path) -> A2FFile:
+    modes = read_folder(path)
+    warnings = []
+    bad = modes.imaginary(0.0)
+    if bad:
+        warnings.append(f"{len(bad)} imaginary modes left out, the lowest {bad[0]['frequency_thz']:.2f} THz at q {bad[0]['q']}")
+    if modes.acoustic_thz.size:
+        worst = modes.acoustic_thz[np.argmax(np.abs(modes.acoustic_thz))]
+        warnings.append(f"acoustic modes at Gamma left out (before the sum rule: up to {worst:.2f} THz)")
+    spectra = [Spectrum(modes.coupling(i), float(s), float(modes.dos[i])) for i, s in enumerate(modes.sigma_ry)]
+    return A2FFile("ph.x couplings", "Ry", spectra, warnings)
+
+
+def _table(path: Path, text: str) -> tuple[str, str | None, np.ndarray, list[float] | None, list[str]]:
+    """Format, unit, columns (rows, 1 + spectra), broadenings in Ry, warnings."""
+    head = text[:2000]
+    warnings: list[str] = []
+    if "Eliashberg function a2F" in head:
+        # the total is the second column; contributions of the modes follow
+        rows = _rows(path, [line for line in text.splitlines() if "#" not in line and "=" not in line])
+        columns = rows[:, :2]
+        stated = re.search(r"lambda\s*=\s*(\S+)", text)
+        if stated is None:
+            raise DataError(f"{path}: a matdyn.x a2F file that does not reach its last line (lambda = …): truncated")
+        _compare(columns, numbers(stated[1]), warnings)
+        return "matdyn.x a2F.dos", "Ry", columns, None, warnings
+    if re.match(r"\s*#\s*E\(THz\)", head):
+        lines = text.splitlines()
+        sigmas = numbers(lines[0].split(")", 1)[1])
+        columns = _rows(path, lines[1:], width=1 + len(sigmas))
+        warnings.append("lambda.x counts the acoustic modes at Gamma, so its a2F overestimates lambda; the elph.inp_lambda files "
+                        "do not have this error")
+        return "lambda.x alpha2F.dat", "THz", columns, sigmas, warnings
+    if "w[meV]" in head and "a2f" in head.lower():
+        lines = text.splitlines()
+        start = next(i for i, line in enumerate(lines) if "w[meV]" in line)
+        end = next((i for i, line in enumerate(lines) if "Integrated" in line), None)
+        if end is None:
+            raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
+        rows = _rows(path, lines[start + 1:end])
+        announced = int((numbers(lines[start].split("for")[-1]) or [1])[0])
+        # each smearing has a column of a2F and one of the running lambda; newer versions write only the first of each
+        n = announced if rows.shape[1] >= 1 + announced and rows.shape[1] > 3 else 1
+        columns = rows[:, :1 + n]
+        _compare(columns, numbers(lines[end + 1]), warnings)
+        return "EPW a2f", "meV", columns, None, warnings
+    if re.search(r"#\s*Frequency,\s*a2F", head):
+        return "ABINIT A2FW", "Ha", _rows(path, _data(text))[:, :2], None, warnings
+    if re.match(r"\s*#\s*degauss\s+lambda", head):
+        raise DataError(f"{path}: a summary by lambda.x, without a spectrum; give alpha2F.dat or the folder of "
+                        "elph.inp_lambda files")
+    rows = _rows(path, _data(text))
+    if rows.shape[1] < 2:
+        raise DataError(f"{path}: an a2F file needs a column of frequencies and one of a2F")
+    if path.name.upper().startswith("ALPHA2F") and path.suffix.upper() == ".OUT":
+        return "Elk ALPHA2F.OUT", "Ha", rows[:, :2], None, warnings
+    if rows.shape[1] > 2:
+        warnings.append(f"{rows.shape[1]} columns: the second was read as a2F")
+    comments = " ".join(line for line in text.splitlines()[:40] if line.lstrip().startswith(("#", "!", "@")))
+    return "text", _unit_in(comments), rows[:, :2], None, warnings
+
+
+def _data(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.lstrip().startswith(("#", "!", "@"))]
+
+
+def _unit_in(comment: str) -> str | None:
+    for word in re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|[A-Za-z]+", comment):
+        # a lone k is a wave vector as often as a kelvin
+        if word.lower() in _UNIT_WORDS and word != "k":
+            return _UNIT_WORDS[word.lower()]
+    return None
+
+
+def _rows(path: Path, lines: list[str], width: int | None = None) -> np.ndarray:
+    """Table of all numeric lines; records that run over several lines are put back together.
+
+    The record length is `width`, or the shortest number of lines for which every record has the same length and the first
+    number of the records ascends.
+    """
+    tokens = [numbers(line) for line in lines if line.strip()]
+    tokens = [t for t in tokens if t]
+    if not tokens:
+        raise DataError(f"{path}: no numbers in it")
+    flat = [x for t in tokens for x in t]
+    if width is not None:
+        if len(flat) % width:
+            raise DataError(f"{path}: {len(flat)} numbers do not fill rows of {width}: truncated")
+        return np.array(flat).reshape(-1, width)
+    counts = [len(t) for t in tokens]
+    for period in range(1, min(20, len(counts)) + 1):
+        if len(counts) % period or any(counts[i] != counts[i % period] for i in range(len(counts))):
+            continue
+        table = np.array(flat).reshape(len(counts) // period, -1)
+        if len(table) > 1 and (np.diff(table[:, 0]) > 0).all():
+            return table
+    raise DataError(f"{path}: rows of different length, or frequencies that do not ascend: not an a2F table, or truncated")
+
+
+def _compare(columns: np.ndarray, stated: list[float], warnings: list[str]) -> None:
+    """Warn where the λ that the file states is not the one its α²F integrates to."""
+    if not stated or not np.isfinite(columns).all() or not np.isfinite(stated[0]) or stated[0] <= 0:
+        return
+    own = Coupling.from_spectrum(columns[:, 0], columns[:, 1]).lambda_
+    if abs(own / stated[0] - 1) > 0.02:
+        warnings.append(f"a2F integrates to lambda = {own:.4f}, the file states {stated[0]:.4f}")
+
+
+def _grid_warnings(frequencies: np.ndarray, unit: str) -> list[str]:
+    step = np.diff(frequencies)
+    if len(step) < 2:
+        return []
+    typical = float(np.median(step))
+    wide = np.flatnonzero(step > 5 * typical)
+    if not wide.size:
+        return []
+    i = int(wide[np.argmax(step[wide])])
+    return [f"gap in the frequencies: {frequencies[i]:.6g} to {frequencies[i + 1]:.6g} {unit}, "
+            f"where the usual step is {typical:.3g}"]

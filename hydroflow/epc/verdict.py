@@ -1,0 +1,236 @@
+"""Whether a computed Tc may be believed, check by check, with the numbers: the end of the chain.
+
+The paper lost 58 % of its EPC runs; here every one that is lost says why. A result is usable only when all checks pass, and
+never under the protocol ``plumbing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydroflow.epc.analysis import PLATEAU_WIDTH, Plateau, analyse, find_plateau, mu_key
+from hydroflow.epc.coupling import Coupling
+from hydroflow.epc.formulas import METHODS
+from hydroflow.epc.inputs import band_path
+from hydroflow.epc.modes import ModeCouplings, combine
+from hydroflow.epc.protocols import Crystal, limits, reciprocal_lengths
+from hydroflow.epc.qe_files import GHZ_PER_RYDBERG, read_bands, read_couplings, read_dynamical, read_q_list
+from hydroflow.epc.readers import Spectrum, read_a2f
+from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowError
+from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
+
+LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
+GRID_POINTS = 400
+SMEARING_THZ = 0.5
+"""Standard deviation with which the modes of the q sum are drawn as a continuous α²F; λ does not depend on it."""
+
+
+def summarise(inputs: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The result of a chain and its spectra, from the files of all q points in `folder`.
+
+    Parameters
+    ----------
+    inputs
+        Inputs of the ``epc.collect`` job.
+    folder
+        With ``x.dyn0``, ``x.dyn<q>``, ``couplings<q>`` and, where the mesh was interpolated, ``a2F.dos<i>``.
+
+    Returns
+    -------
+    result
+        lambda, omega_log_k, omega2_k, tc_k, broadenings, plateau, checks, usable and what they rest on.
+    spectra
+        α²F and λ(ω) per broadening on one grid, modes and frequencies: for plots.
+
+    Raises
+    ------
+    EngineFailure
+        when files are missing, incomplete or do not belong together, or nothing couples.
+    """
+    bounds = limits()
+    modes = _read(inputs, folder)
+    couplings = [_coupling(modes, i) for i in range(len(modes.sigma_ry))]
+    if not any(couplings):
+        raise EngineFailure(FailureCode.unphysical_result, "no mode couples at any broadening: only acoustic modes at Gamma, "
+                            "or a k mesh too coarse for these broadenings")
+    rows = _rows(modes, couplings, inputs["mu_stars"])
+    interpolated, interpolation_note = _interpolated(folder, len(rows))
+    for row, spectrum in zip(rows, interpolated, strict=False):
+        row["lambda_interpolated"] = _round(spectrum.coupling.lambda_, 5)
+        row["omega_log_interpolated_k"] = _round(spectrum.coupling.omega_log_k, 3)
+    plateau = find_plateau([r["lambda"] for r in rows], bounds["plateau_spread"])
+    chosen = _chosen(rows, plateau)
+    row = rows[chosen]
+    checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
+    on_plateau = rows[plateau.first:plateau.last + 1] if plateau and plateau.flat else [row]
+    result = {
+        "protocol": inputs["protocol"]["name"],
+        "lambda": row["lambda"], "omega_log_k": row["omega_log_k"], "omega2_k": row["omega2_k"], "tc_k": row["tc_k"],
+        "tc_range_k": {m: _range([values[m] for r in on_plateau for values in r["tc_k"].values()]) for m in METHODS},
+        "sigma_ry": row["sigma_ry"], "dos": row["dos"], "broadenings": rows,
+        "plateau": None if plateau is None else {
+            "sigma": rows[plateau.index]["sigma_ry"], "first": rows[plateau.first]["sigma_ry"],
+            "last": rows[plateau.last]["sigma_ry"], "spread": _round(plateau.spread, 5), "flat": plateau.flat},
+        "checks": checks,
+        "usable": all(c["passed"] for c in checks),
+        "n_q": len(modes.q), "q_mesh": list(inputs["q_mesh"]),
+        "lowest_thz": None if np.isnan(modes.lowest_thz) else _round(modes.lowest_thz, 4),
+        "acoustic_thz": [_round(float(x), 4) for x in modes.acoustic_thz],
+        "imaginary_modes": modes.imaginary(bounds["imaginary_thz"])[:20],
+        "hydrogen_dos_share": inputs.get("hydrogen_dos_share"),
+        "limitations": list(LIMITATIONS),
+        "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
+    }
+    return result, {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
+
+
+def _read(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings:
+    listed = read_q_list(folder / "x.dyn0")
+    n = int(inputs["n_q"])
+    if len(listed.points) != n:
+        raise EngineFailure(FailureCode.bad_input, f"{n} q points were computed, the list has {len(listed.points)}")
+    dynamicals = [read_dynamical(folder / f"x.dyn{q}") for q in range(1, n + 1)]
+    couplings = [read_couplings(folder / f"couplings{q}") for q in range(1, n + 1)]
+    return combine(couplings, dynamicals, int(np.prod(listed.grid)))
+
+
+def _coupling(modes: ModeCouplings, i: int) -> Coupling | None:
+    """None where a broadening is so small that no state lies within it."""
+    try:
+        return modes.coupling(i)
+    except DataError:
+        return None
+
+
+def _range(values: list[float]) -> list[float]:
+    return [min(values), max(values)]
+
+
+def _rows(modes: ModeCouplings, couplings: list[Coupling | None], mu_stars: list[float]) -> list[dict[str, Any]]:
+    rows = []
+    for sigma, dos, coupling in zip(modes.sigma_ry, modes.dos, couplings, strict=True):
+        if coupling is None:
+            zero = dict.fromkeys(METHODS, 0.0)
+            rows.append({"sigma_ry": float(sigma), "dos": float(dos), "lambda": 0.0, "omega_log_k": None, "omega2_k": None,
+                         "negative_share": 0.0, "tc_k": {mu_key(m): dict(zero) for m in mu_stars}})
+            continue
+        row = analyse([Spectrum(coupling, float(sigma), float(dos))], mu_stars)[0]
+        row |= {k: _round(row[k], 5) for k in ("lambda", "omega_log_k", "omega2_k", "negative_share")}
+        row["tc_k"] = {mu: {m: _round(t, 3) for m, t in values.items()} for mu, values in row["tc_k"].items()}
+        rows.append(row)
+    return rows
+
+
+def _interpolated(folder: Path, n: int) -> tuple[list[Spectrum], str]:
+    """α²F that matdyn.x interpolated, one per broadening; empty with the reason where there is none."""
+    if not (folder / "a2F.dos1").exists():
+        return [], "the q mesh is too small to interpolate"
+    try:
+        return [read_a2f(folder / f"a2F.dos{i}").spectra[0] for i in range(1, n + 1)], ""
+    except HydroflowError as error:
+        return [], str(error)
+
+
+def _chosen(rows: list[dict[str, Any]], plateau: Plateau | None) -> int:
+    """The broadening whose values are reported: the middle of the plateau, else the one with the median λ."""
+    if plateau is not None and rows[plateau.index]["lambda"] > 0:
+        return plateau.index
+    there = [i for i, r in enumerate(rows) if r["lambda"] > 0]
+    return sorted(there, key=lambda i: rows[i]["lambda"])[len(there) // 2]
+
+
+def _checks(
+    inputs: Mapping[str, Any], modes: ModeCouplings, rows: list[dict[str, Any]], chosen: int, plateau: Plateau | None,
+    interpolation_note: str, bounds: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    row, out = rows[chosen], []
+
+    def check(name: str, passed: bool, value: float | None, limit: float | None, text: str) -> None:
+        out.append({"name": name, "passed": bool(passed), "value": None if value is None else _round(value, 5), "limit": limit,
+                    "text": text})
+
+    name = inputs["protocol"]["name"]
+    check("protocol", name != "plumbing", None, None, f"protocol {name}" + (
+        ": proves that the chain runs, its Tc means nothing" if name == "plumbing" else ""))
+    lengths = reciprocal_lengths(Crystal.from_inputs(inputs["crystal"]))
+    k, q = (float((lengths / np.array(inputs[key])).max()) for key in ("coarse", "q_mesh"))
+    check("mesh_density", k <= bounds["k_spacing"] and q <= bounds["q_spacing"], k, bounds["k_spacing"],
+          f"k spacing {k:.2f} 1/Å (limit {bounds['k_spacing']:g}), q spacing {q:.2f} 1/Å (limit {bounds['q_spacing']:g})")
+    mesh = "×".join(str(n) for n in inputs["q_mesh"])
+    check("q_points", True, len(modes.q), inputs["n_q"], f"all {len(modes.q)} irreducible q of the {mesh} mesh converged")
+    imaginary = modes.imaginary(bounds["imaginary_thz"])
+    if np.isnan(modes.lowest_thz):
+        text = "no modes but the acoustic ones at Gamma"
+    elif imaginary:
+        worst = imaginary[0]
+        text = f"{len(imaginary)} imaginary modes, the lowest {worst['frequency_thz']:.2f} THz at q {worst['q']}"
+    else:
+        text = f"no imaginary mode: the lowest is {modes.lowest_thz:.2f} THz"
+    lowest = None if np.isnan(modes.lowest_thz) else modes.lowest_thz
+    check("imaginary_modes", not imaginary, lowest, -bounds["imaginary_thz"], text)
+    acoustic = modes.acoustic_thz
+    worst_acoustic = float(acoustic[np.argmax(np.abs(acoustic))]) if acoustic.size else None
+    check("acoustic_sum_rule", worst_acoustic is not None and abs(worst_acoustic) <= bounds["acoustic_thz"], worst_acoustic,
+          bounds["acoustic_thz"], "Gamma is not in the mesh" if worst_acoustic is None else
+          f"acoustic modes at Gamma are within {abs(worst_acoustic):.2f} THz of zero before the sum rule; they are left out of λ")
+    flat = plateau is not None and plateau.flat
+    if plateau is None:
+        text = f"fewer than {PLATEAU_WIDTH} broadenings: no plateau can be seen"
+    else:
+        text = (f"λ varies by {100 * plateau.spread:.0f} % from σ = {rows[plateau.first]['sigma_ry']:g} to "
+                f"{rows[plateau.last]['sigma_ry']:g} Ry" + ("" if flat else ", its flattest stretch: no plateau"))
+    check("plateau", flat, None if plateau is None or not np.isfinite(plateau.spread) else plateau.spread,
+          bounds["plateau_spread"], text)
+    check("negative_weight", row["negative_share"] <= bounds["negative_share"], row["negative_share"], bounds["negative_share"],
+          f"negative α²F carries {100 * row['negative_share']:.2g} % of λ")
+    check("lambda", row["lambda"] <= bounds["lambda_max"], row["lambda"], bounds["lambda_max"], f"λ = {row['lambda']:.2f}")
+    if "lambda_interpolated" in row:
+        difference = abs(row["lambda_interpolated"] / row["lambda"] - 1)
+        check("interpolation", difference <= bounds["interpolation"], difference, bounds["interpolation"],
+              f"λ = {row['lambda_interpolated']:.2f} interpolated in q, {row['lambda']:.2f} as a sum over the mesh")
+    else:
+        check("interpolation", False, None, bounds["interpolation"], f"not interpolated: {interpolation_note}")
+    return out
+
+
+def _spectra(modes: ModeCouplings, couplings: list[Coupling | None], interpolated: list[Spectrum]) -> dict[str, Any]:
+    top = max(float(modes.frequencies_thz.max()) * 1.05, 1.0)
+    grid = np.linspace(0, top, GRID_POINTS)
+    a2f, running = [], []
+    for c in couplings:
+        a2f.append([] if c is None else c.spectrum(grid * K_PER_THZ, SMEARING_THZ * K_PER_THZ).round(6).tolist())
+        running.append([] if c is None else c.cumulative(grid * K_PER_THZ).round(6).tolist())
+    tables = [{"frequency_thz": (s.coupling.frequencies_k / K_PER_THZ).round(5).tolist(),
+               "a2f": (0.5 * s.coupling.weights * s.coupling.frequencies_k
+                       / np.gradient(s.coupling.frequencies_k)).round(6).tolist()} for s in interpolated]
+    return {"frequency_thz": grid.round(5).tolist(), "sigma_ry": modes.sigma_ry.tolist(), "a2f": a2f, "lambda": running,
+            "interpolated": tables, "q": modes.q.round(6).tolist(), "weights": modes.weights.tolist(),
+            "mode_frequencies_thz": modes.frequencies_thz.round(5).tolist(),
+            "mode_lambdas": modes.lambdas.round(6).tolist()}
+
+
+def _path(inputs: Mapping[str, Any], folder: Path, modes: ModeCouplings) -> dict[str, Any] | None:
+    """Dispersion along the high-symmetry path with λ of each mode at each broadening; None where it was not computed."""
+    if not (folder / "path.freq").exists():
+        return None
+    try:
+        thz = read_bands(folder / "path.freq") * THZ_PER_CM1
+        gamma = [read_bands(folder / f"elph.gamma.{i}") for i in range(1, len(modes.sigma_ry) + 1)]
+    except EngineFailure:
+        return None  # a plot is missing, the numbers are not
+    path = band_path(Crystal.from_inputs(inputs["crystal"]), int(inputs["protocol"]["q_path_points"]))
+    x, ticks, labels = path.get_linear_kpoint_axis()
+    # below 1 THz ω² in the denominator makes noise of the interpolation into coupling
+    omega2 = np.where(thz > 1.0, (thz * K_PER_THZ / K_PER_RYDBERG) ** 2, np.inf)
+    lambdas = [np.maximum(g, 0) / GHZ_PER_RYDBERG / (np.pi * n * omega2) if n > 0 else np.zeros_like(g)
+               for g, n in zip(gamma, modes.dos, strict=True)]
+    return {"x": x.round(5).tolist(), "ticks": ticks.round(5).tolist(), "labels": labels, "frequency_thz": thz.round(4).tolist(),
+            "lambda": [v.round(5).tolist() for v in lambdas]}
+
+
+def _round(value: float, digits: int) -> float:
+    return float(round(float(value), digits)) + 0.0

@@ -1,0 +1,147 @@
+"""Exploration: relax random structures with the ensemble's first model and measure the force deviation of all models
+along every frame of every trajectory. One job covers a shard of structures at one pressure.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydroflow.campaign import Campaign, Relaxation
+from hydroflow.dispatch.job import JobSpec, Resources
+from hydroflow.dispatch.python_engine import PythonEngine
+from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.lam.ensemble import Ensemble
+from hydroflow.lam.relax import relax
+from hydroflow.learning.requests import draw_requests
+from hydroflow.structures import Failure, Request, generate
+
+CLASSES = ("accurate", "candidate", "unreliable", "unphysical")
+KEPT_CANDIDATES = 2000
+"""Most candidate frames a job brings back; selection takes its pick among them."""
+
+
+def explore_specs(
+    campaign: Campaign,
+    models: list[str],
+    stage: str,
+    iteration: int,
+    pressures_gpa: list[float],
+    structures: int,
+    engine: str,
+) -> list[JobSpec]:
+    """One exploration job per pressure; the seed depends on campaign, stage, iteration and pressure, so that every
+    iteration explores afresh and the same iteration asked twice is the same job.
+
+    Parameters
+    ----------
+    models
+        Object digests of the ensemble's checkpoints; the first relaxes, all are compared.
+    engine
+        Engine stamp of the models, e.g. ``deepmd-kit 3.2.0``.
+    """
+    specs = []
+    per_pressure = np.full(len(pressures_gpa), structures // len(pressures_gpa))
+    per_pressure[: structures % len(pressures_gpa)] += 1
+    for pressure, count in zip(pressures_gpa, per_pressure, strict=True):
+        seed = seed_of(campaign, stage, iteration, pressure)
+        requests = draw_requests(campaign.space, int(count), np.random.default_rng(seed))
+        stage1 = campaign.learning.stage1
+        specs.append(
+            JobSpec(
+                kind="learning.explore",
+                inputs={
+                    "requests": [[r.composition, r.count] for r in requests],
+                    "pressure_gpa": pressure,
+                    "seed": seed,
+                    "space": campaign.space.model_dump(mode="json"),
+                    "generator": campaign.generator.model_dump(mode="json"),
+                    "relaxation": campaign.relaxation.model_dump(mode="json"),
+                    "trust": [stage1.trust_low_ev_a, stage1.trust_high_ev_a],
+                },
+                engine=engine,
+                files={f"model_{i}.pt": digest for i, digest in enumerate(models)},
+                resources=Resources(
+                    cores=campaign.model.cores, gpus=campaign.model.gpus, wall_time_s=campaign.model.wall_time_s
+                ),
+                label=f"{stage}/{iteration} explore {count} structures at {pressure:g} GPa",
+                priority=10,
+            )
+        )
+    return specs
+
+
+def seed_of(campaign: Campaign, *parts: Any) -> int:
+    """A 32-bit seed from the campaign's seed and a path of names, stable over runs and machines."""
+    return zlib.crc32("/".join(map(str, (campaign.seed, *parts))).encode())
+
+
+class Explore(PythonEngine):
+    """Engine of ``learning.explore`` jobs."""
+
+    kind = "learning.explore"
+    output_names = ("frames.parquet", "relaxed.parquet")
+
+    def compute(self, inputs: Mapping[str, Any], adjustments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        started = time.time()
+        pressure = float(inputs["pressure_gpa"])
+        campaign = Campaign.model_validate(
+            {
+                "name": "exploration",
+                "space": inputs["space"],
+                "generator": inputs["generator"],
+                "pressure": {"campaign_gpa": pressure},
+            }
+        )
+        requests = [Request(composition, count) for composition, count in inputs["requests"]]
+        impossible: list[Failure] = []
+        structures = generate(campaign, requests, pressure, inputs["seed"], on_failure=impossible.append)
+        if not len(structures):
+            raise EngineFailure(
+                FailureCode.unphysical_result, "no structure could be generated for any composition drawn"
+            )
+        generated = time.time()
+
+        ensemble = Ensemble.load(sorted(folder.glob("model_*.pt")))
+        result = relax(
+            ensemble.models[0], structures, pressure, Relaxation.model_validate(inputs["relaxation"]), record="all"
+        )
+        frames = result.frames
+        assert frames is not None
+        relaxed_at = time.time()
+
+        deviation = ensemble.deviation(frames)
+        low, high = inputs["trust"]
+        labels = deviation.classify(low, high)
+        frames.columns["max_deviation_ev_a"] = deviation.max_force_ev_a
+        rng = np.random.default_rng(inputs["seed"])
+        chosen = np.flatnonzero(labels == "candidate")
+        if len(chosen) > KEPT_CANDIDATES:
+            chosen = np.sort(rng.choice(chosen, KEPT_CANDIDATES, replace=False))
+        (folder / "frames.parquet").write_bytes(frames[chosen].to_parquet())
+
+        final = result.relaxed
+        final.columns["enthalpy_deviation_ev"] = ensemble.deviation(final).enthalpy_ev_atom
+        (folder / "relaxed.parquet").write_bytes(final.to_parquet())
+        finite = deviation.max_force_ev_a[labels != "unphysical"]
+        status, n_status = np.unique(final.columns["status"].astype(str), return_counts=True)
+        return {
+            "structures": len(structures),
+            "not_generated": [str(f) for f in impossible[:20]],
+            "frames": len(frames),
+            "classes": {c: int((labels == c).sum()) for c in CLASSES},
+            "relaxed": {str(s): int(n) for s, n in zip(status, n_status, strict=True)},
+            "deviation_percentiles_ev_a": {str(p): float(np.percentile(finite, p)) for p in (5, 25, 50, 75, 95)}
+            if len(finite)
+            else {},
+            "seconds": {
+                "generate": generated - started,
+                "relax": relaxed_at - generated,
+                "deviation": time.time() - relaxed_at,
+            },
+        }

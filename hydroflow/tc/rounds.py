@@ -1,0 +1,197 @@
+"""The Tc active-learning loop: EPC of the first candidates, a Tc model, its ranking of the rest, more EPC.
+
+As the paper: stage 1 takes candidates by symmetry, size and hydrogen share of N(E_F); stage 2 by E_hull(DFT) and the Tc
+that a model, multi-task fine-tuned from the LAM, predicts. Everything is a function of the records and the ledger: run again,
+it finds its calculations done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hydroflow.arrays import StructureArrays
+from hydroflow.campaign import Campaign
+from hydroflow.dft.batch import dos_specs, stored_pseudos
+from hydroflow.dft.settings import LabelSettings, campaign_settings
+from hydroflow.dispatch.job import Resources
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.epc.analysis import mu_key
+from hydroflow.epc.chain import EpcResult, run_chain
+from hydroflow.errors import DataError
+from hydroflow.lam.backend import engine_version
+from hydroflow.store import Store
+from hydroflow.store.documents import Candidate, ModelRecord, now
+from hydroflow.store.runs import summarise
+from hydroflow.tc.acquire import next_batch
+from hydroflow.tc.model import tc_spec
+from hydroflow.tc.queue import first_batch
+
+Progress = Callable[[str, int, int], None]
+
+PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "acoustic_sum_rule", "plateau", "interpolation")
+"""Checks that a chain of protocol ``plumbing`` cannot pass by its settings; all others must pass before even a plumbing
+model may train on its value."""
+
+
+def tc_rounds(
+    campaign: Campaign, store: Store, ledger: Ledger, lam_model: str, dataset: str, progress: Progress,
+) -> int:
+    """Run the loop over the candidates that passed the funnel; returns how many have an EPC result.
+
+    Parameters
+    ----------
+    lam_model
+        Digest of the checkpoint that the Tc model is fine-tuned from.
+    dataset
+        Digest of the labelled frames it was trained on: they are trained along, so that the energies are not forgotten.
+    """
+    settings = campaign_settings(campaign)
+    candidates = list(Candidate.objects(campaign=campaign.name, stage__in=["passed", "epc"]).order_by(
+        "ehull_dft_ev", "structure_id"))
+    if not candidates:
+        summarise(campaign.name, tc_note="no candidate passed the funnel: nothing to compute")
+        return 0
+    hydrogen_shares(campaign, store, ledger, candidates, settings, progress)
+    chosen = first_batch(
+        [c.spacegroup or 1 for c in candidates], [c.natoms for c in candidates], [c.hydrogen_dos_share for c in candidates],
+        campaign.epc.initial)
+    coupling(campaign, store, ledger, [candidates[i] for i in chosen], settings, "EPC, first batch", progress)
+    for index in range(campaign.tc.rounds):
+        if not predict(campaign, store, ledger, candidates, lam_model, dataset, index, progress):
+            break
+        rest = [c for c in candidates if c.epc_status is None and c.tc_predicted_k is not None]
+        batch = next_batch([c.ehull_dft_ev for c in rest], [c.tc_predicted_k for c in rest], campaign.tc.acquire)
+        if not batch:
+            break
+        coupling(campaign, store, ledger, [rest[i] for i in batch], settings, f"EPC, batch {index + 2}", progress)
+    return sum(c.epc_status == "done" for c in candidates)
+
+
+def candidate_structures(candidates: Sequence[Candidate]) -> StructureArrays:
+    """The structure of each candidate, relaxed by DFT where that was done, else by the model; column ``id``."""
+    parts = [StructureArrays.from_parquet(bytes(c.structure_dft or c.structure)) for c in candidates]
+    out = StructureArrays.concatenate(
+        StructureArrays(p.offsets, p.numbers, p.fractional.astype(float), p.cells.astype(float)) for p in parts)
+    out.columns["id"] = np.array([c.structure_id for c in candidates], dtype=object)
+    return out
+
+
+def hydrogen_shares(
+    campaign: Campaign, store: Store, ledger: Ledger, candidates: Sequence[Candidate], settings: LabelSettings,
+    progress: Progress,
+) -> None:
+    """Hydrogen's share of N(E_F) of each candidate, where the label engine can project it."""
+    if settings.code != "qe":
+        return
+    resources = Resources(cores=campaign.labels.cores, wall_time_s=campaign.labels.wall_time_s)
+    specs = dos_specs(store, candidate_structures(candidates), settings, resources=resources, label="hydrogen DOS")
+    keys = ledger.submit(specs, campaign.name)
+    jobs = ledger.wait(keys, on_progress=_jobs_told(progress, "hydrogen share of N(E_F)", len(keys)))
+    for candidate, job in zip(candidates, jobs, strict=True):
+        if job.state == "done":
+            candidate.hydrogen_dos_share = job.result["hydrogen_dos_share"]
+            Candidate.objects(id=candidate.id).update_one(
+                set__hydrogen_dos_share=candidate.hydrogen_dos_share, add_to_set__jobs=job.key)
+
+
+def coupling(
+    campaign: Campaign, store: Store, ledger: Ledger, candidates: Sequence[Candidate], settings: LabelSettings, what: str,
+    progress: Progress,
+) -> list[EpcResult]:
+    """EPC chains of some candidates; results go onto their documents."""
+    structures = candidate_structures(candidates)
+    structures.columns["hydrogen_dos_share"] = np.array(
+        [np.nan if c.hydrogen_dos_share is None else c.hydrogen_dos_share for c in candidates])
+    for c in candidates:
+        Candidate.objects(id=c.id, epc_status=None).update_one(set__epc_status="queued", set__stage="epc")
+
+    def told(counts: dict[str, int]) -> None:
+        progress(f"{what} ({counts['jobs_done']} of {counts['jobs']} jobs so far)", counts["done"] + counts["failed"],
+                 counts["crystals"])
+
+    results = run_chain(
+        ledger, store, structures, stored_pseudos(store, settings),
+        {"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}, settings.engine, campaign.epc.protocol,
+        campaign.epc.mu_star, campaign.name, campaign.epc.cores, told, wall_time_s=campaign.epc.wall_time_s)
+    for candidate, result in zip(candidates, results, strict=True):
+        _record(campaign, candidate, result)
+    return results
+
+
+def _record(campaign: Campaign, candidate: Candidate, result: EpcResult) -> None:
+    done = result["status"] == "done"
+    candidate.epc_status = "done" if done else "failed"
+    candidate.epc = result
+    candidate.usable = bool(result.get("usable"))
+    values: dict[str, Any] = {
+        "set__stage": "epc", "set__epc_status": candidate.epc_status, "set__epc": result, "set__usable": candidate.usable,
+        "set__cost_core_hours": result.get("core_hours"), "add_to_set__jobs": result.get("jobs", []), "set__updated": now()}
+    if done:
+        tc = result["tc_k"][mu_key(campaign.epc.mu_star[0])]
+        candidate.tc_k = tc["allen_dynes"]
+        values |= {"set__lambda_": result["lambda"], "set__omega_log_k": result["omega_log_k"],
+                   "set__tc_k": tc["allen_dynes"], "set__tc_mcmillan_k": tc["mcmillan"]}
+    Candidate.objects(id=candidate.id).update_one(**values)
+
+
+def trainable(campaign: Campaign, candidate: Candidate) -> bool:
+    """Whether this candidate's Tc may train the Tc model: usable, or in a plumbing campaign that asks for it, flawed only by
+    what the protocol ``plumbing`` cannot do."""
+    if candidate.epc_status != "done":
+        return False
+    if candidate.usable:
+        return True
+    return campaign.tc.include_plumbing and all(
+        c["passed"] or c["name"] in PLUMBING_MAY_FAIL for c in candidate.epc["checks"])
+
+
+def predict(
+    campaign: Campaign, store: Store, ledger: Ledger, candidates: Sequence[Candidate], lam_model: str, dataset: str,
+    index: int, progress: Progress,
+) -> bool:
+    """Train the Tc model on what is known and predict the others; False when there is too little to train on (which the run's
+    summary then says)."""
+    known = [c for c in candidates if trainable(campaign, c)]
+    rest = [c for c in candidates if c.epc_status is None]
+    structures = candidate_structures(known) if known else StructureArrays.empty()
+    structures.columns["tc_k"] = np.array([c.tc_k for c in known], float)
+    others = candidate_structures(rest) if rest else StructureArrays.empty()
+    scope = "plumbing" if any(not c.usable for c in known) else "campaign"
+    try:
+        spec = tc_spec(campaign, store.objects, lam_model, dataset, structures, others, engine_version(), scope)
+    except DataError as error:
+        summarise(campaign.name, tc_note=f"no Tc model in round {index + 1}: {error}")
+        return False
+    key = ledger.submit([spec], campaign.name)
+    job = ledger.wait(key, on_progress=_jobs_told(progress, f"Tc model, round {index + 1}", 1))[0]
+    if job.state != "done":
+        reason = (job.failure or {}).get("message", job.state)
+        summarise(campaign.name, tc_note=f"the Tc model of round {index + 1} could not be trained: {reason}")
+        return False
+    result = job.result
+    ModelRecord.objects(digest=job.outputs["model.pt"]).modify(
+        upsert=True, set__campaign=campaign.name, set__role="tc", set__job=job.key, set__dataset=dataset,
+        set__parents=[lam_model], set__type_map=campaign.model.type_map, set__engine=job.engine, set__scope=scope,
+        set__metrics={"cv": result["cv"], "baseline": result["baseline"]})
+    summarise(campaign.name, tc_model={
+        "cv": result["cv"], "baseline_mae_k": result["baseline"]["mae_k"], "scope": scope, "values": result["values"],
+        "folds": result["folds"], "round": index + 1})
+    if rest:
+        table = StructureArrays.from_parquet(store.objects.get(job.outputs["predictions.parquet"])).columns
+        predicted = dict(zip(table["id"], zip(table["tc_predicted_k"], table["tc_error_k"], strict=True), strict=True))
+        for c in rest:
+            c.tc_predicted_k, c.tc_predicted_error_k = map(float, predicted[c.structure_id])
+            Candidate.objects(id=c.id).update_one(
+                set__tc_predicted_k=c.tc_predicted_k, set__tc_predicted_error_k=c.tc_predicted_error_k
+            )
+    return True
+
+
+def _jobs_told(progress: Progress, what: str, total: int) -> Callable[[dict[str, int]], None]:
+    def told(counts: dict[str, int]) -> None:
+        progress(what, sum(counts.get(s, 0) for s in ("done", "failed", "quarantined", "cancelled")), total)
+
+    return told

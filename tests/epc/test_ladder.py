@@ -1,0 +1,54 @@
+"""Convergence ladders: the shipped file, and what the table says about convergence and agreement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hydroflow.epc.ladder import load_ladder, table
+from hydroflow.epc.protocols import meshes, primitive
+from hydroflow.errors import SettingsError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "known-hydrides" / "ladder.toml"
+
+
+def test_the_shipped_ladder_climbs():
+    ladder = load_ladder(EXAMPLE)
+    structures = ladder.structures()
+    assert structures.formulas() == ["SH3", "CaH6", "YH6", "LaYH12"]
+    for i in range(len(structures)):
+        atoms = structures.atoms(i)
+        crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
+        assert len(crystal.numbers) == {"SH3": 4, "CaH6": 7, "YH6": 7, "LaYH12": 14}[structures.formulas()[i]]
+        grids = [meshes(crystal, rung) for rung in ladder.rungs]
+        sizes = [g.coarse[0] * g.q[0] for g in grids]
+        assert sizes == sorted(sizes)
+    first = meshes(primitive(structures.numbers[:structures.counts[0]], structures.cells[0],
+                             structures.fractional[:structures.counts[0]]), ladder.rungs[0])
+    assert first.q == (2, 2, 2) and first.coarse == (4, 4, 4)
+
+
+def result(lam: float, omega: float) -> dict:
+    return {"status": "done", "core_hours": 1.0, "lambda": lam, "omega_log_k": omega, "checks": []}
+
+
+def test_convergence_and_agreement_are_said_plainly():
+    ladder = load_ladder(EXAMPLE)
+    failed = {"status": "failed", "core_hours": 0.5, "failure": {"message": "x"}}
+    climb = [(1.4, 1065), (2.3, 1250), (2.5, 1200), (2.55, 1190)]
+    rows = table(ladder, [[result(*c), result(*c), failed, result(*c)] for c in climb])
+    h3s, cah6, yh6, _ = (rows[4 * i:4 * i + 4] for i in range(4))
+    assert [r["converged"] for r in h3s] == [False, False, True, True]
+    assert [r["agrees"] for r in h3s] == [False, True, True, True]
+    assert {r["agrees"] for r in cah6} == {None}
+    assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("x = [", "TOML"), ("[[rung]]\nname = 'a'\n", "at least one"), ("[[rung]]\nname = 'a'\nfoo = 1\n", "foo"),
+    ("[[rung]]\nname = 'a'\n[[compound]]\nname = 'b'\n", "compound"), ("protocol = 'fast'\n", "plumbing")])
+def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
+    (tmp_path / "l.toml").write_text(text)
+    with pytest.raises(SettingsError, match=words):
+        load_ladder(tmp_path / "l.toml")

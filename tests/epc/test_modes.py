@@ -1,0 +1,168 @@
+"""ph.x couplings: weights, acoustic modes, and files that are incomplete or do not belong together."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hydroflow.epc.modes import combine, read_folder
+from hydroflow.epc.qe_files import numbers, read_couplings, read_dynamical, read_q_list
+from hydroflow.errors import DataError, EngineFailure, FailureCode
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def h3s(tmp_path) -> Path:
+    return Path(shutil.copytree(DATA / "h3s", tmp_path / "h3s"))
+
+
+def failure(code: FailureCode, match: str = ""):
+    """Expect an EngineFailure of this code."""
+    return pytest.raises(EngineFailure, match=f"(?s){code.value}.*{match}")
+
+
+def test_h3s_chain():
+    modes = read_folder(DATA / "h3s")
+    assert modes.weights.tolist() == [1, 6, 1]
+    coupling = modes.coupling(3)
+    assert modes.sigma_ry[3] == pytest.approx(0.02)
+    # matdyn.x interpolated λ = 1.842 on a denser mesh
+    assert coupling.lambda_ == pytest.approx(1.859, abs=2e-3)
+    assert coupling.omega_log_k == pytest.approx(1469, abs=1)
+
+
+def test_acoustic_modes_at_gamma_are_left_out():
+    modes = read_folder(DATA / "h3s")
+    assert modes.acoustic_gamma.sum() == 3 and modes.acoustic_gamma[0, :3].all()
+    assert modes.acoustic_thz.max() < 1.0 < modes.lowest_thz
+    with_them = replace(modes, acoustic_gamma=np.zeros_like(modes.acoustic_gamma))
+    # what lambda.x does: 2.35 instead of 1.86
+    assert with_them.coupling(3).lambda_ == pytest.approx(2.347, abs=5e-3)
+
+
+def test_linewidths_and_printed_lambdas_agree():
+    couplings = read_couplings(DATA / "h3s" / "elph_dir" / "elph.inp_lambda.2")
+    assert couplings.precise_lambdas() == pytest.approx(couplings.lambdas, abs=6e-5)
+
+
+def test_frequencies_of_both_files_agree():
+    for q in (1, 2, 3):
+        dynamical = read_dynamical(DATA / "h3s" / f"x.dyn{q}")
+        couplings = read_couplings(DATA / "h3s" / "elph_dir" / f"elph.inp_lambda.{q}")
+        assert couplings.frequencies_k / 47.992430733 == pytest.approx(dynamical.frequencies_thz, abs=2e-3)
+
+
+def test_dynamical_matrix_gives_its_own_frequencies():
+    d = read_dynamical(DATA / "h3s" / "x.dyn2")
+    m = np.repeat(np.sqrt(d.masses), 3)
+    omega2 = np.linalg.eigvalsh((d.matrix + d.matrix.conj().T) / 2 / np.outer(m, m))
+    thz = np.sign(omega2) * np.sqrt(np.abs(omega2)) * 3289.8419602508
+    assert np.sort(thz) == pytest.approx(np.sort(d.frequencies_thz), abs=5e-3)
+
+
+def test_simple_couplings_of_one_q():
+    couplings = read_couplings(DATA / "al_nan" / "x.dyn2.elph.2")
+    assert couplings.lambdas.shape == (10, 3)
+    assert couplings.lambdas[3] == pytest.approx([0.0514, 0.0514, 0.6687])
+
+
+def test_imaginary_modes_are_reported():
+    couplings = read_couplings(DATA / "cah6" / "elph.inp_lambda.1")
+    modes = combine([couplings], [read_dynamical(DATA / "cah6" / "x.dyn1")])
+    found = modes.imaginary(0.5)
+    assert found[0]["q"] == 1 and found[0]["frequency_thz"] == pytest.approx(-56.18, abs=0.02)
+    assert all(a["frequency_thz"] <= b["frequency_thz"] for a, b in pairwise(found))
+
+
+def test_a_missing_q_is_named(h3s):
+    (h3s / "elph_dir" / "elph.inp_lambda.2").unlink()
+    with failure(FailureCode.missing_output, "q 2 of 3"):
+        read_folder(h3s)
+
+
+def test_a_missing_dynamical_matrix_is_named(h3s):
+    (h3s / "x.dyn3").unlink()
+    with failure(FailureCode.missing_output, "dyn3"):
+        read_folder(h3s)
+
+
+def test_stars_must_fill_the_mesh(h3s):
+    (h3s / "elph_dir" / "elph.inp_lambda.2").unlink()
+    (h3s / "x.dyn0").write_text("2 2 2\n2\n 0 0 0\n 0 0 0\n")
+    (h3s / "elph_dir" / "elph.inp_lambda.3").rename(h3s / "elph_dir" / "elph.inp_lambda.2")
+    (h3s / "x.dyn3").rename(h3s / "x.dyn2")
+    with failure(FailureCode.missing_output, "2 of the mesh's 8"):
+        read_folder(h3s)
+
+
+def test_dynamical_matrices_of_another_crystal_are_refused(h3s):
+    shutil.copy(DATA / "cah6" / "x.dyn1", h3s / "x.dyn3")
+    with failure(FailureCode.bad_input, "another crystal"):
+        read_folder(h3s)
+
+
+def test_couplings_of_another_q_are_refused(h3s):
+    shutil.copy(h3s / "elph_dir" / "elph.inp_lambda.2", h3s / "elph_dir" / "elph.inp_lambda.3")
+    with failure(FailureCode.bad_input, "q = "):
+        read_folder(h3s)
+
+
+def test_couplings_of_another_crystal_are_refused(h3s):
+    shutil.copy(DATA / "cah6" / "elph.inp_lambda.1", h3s / "elph_dir" / "elph.inp_lambda.1")
+    with failure(FailureCode.bad_input, "different crystals"):
+        read_folder(h3s)
+
+
+@pytest.mark.parametrize("name", ["x.dyn2", "elph_dir/elph.inp_lambda.2"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.95])
+def test_truncated_files_are_refused(h3s, name, share):
+    text = (h3s / name).read_text()
+    (h3s / name).write_text(text[:int(share * len(text))])
+    with failure(FailureCode.truncated_output, "incomplete"):
+        read_folder(h3s)
+
+
+def test_overflow_is_refused(h3s):
+    path = h3s / "elph_dir" / "elph.inp_lambda.2"
+    path.write_text(path.read_text().replace("gamma=  106.15 GHz", "gamma=******** GHz", 1))
+    with failure(FailureCode.corrupted_output, "q 2"):
+        read_folder(h3s)
+
+
+def test_an_insulator_has_nothing_to_couple_to(h3s):
+    for path in (h3s / "elph_dir").iterdir():
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(("     DOS =  0.000001 states/spin/Ry/Unit Cell at Ef= 17.6 eV" if "DOS" in line else line)
+                                  for line in lines))
+    with failure(FailureCode.no_fermi_surface):
+        read_folder(h3s)
+
+
+def test_a_folder_without_couplings_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"elph\.inp_lambda"):
+        read_folder(tmp_path)
+
+
+def test_q_list():
+    listed = read_q_list(DATA / "h3s" / "x.dyn0")
+    assert listed.grid == (2, 2, 2) and listed.points.shape == (3, 3)
+
+
+@given(st.lists(st.floats(-9999, 9999).map(lambda x: round(x, 6)), min_size=1, max_size=6))
+def test_glued_fortran_numbers_are_read(values):
+    # F11.6 leaves no space before a minus sign
+    text = "".join(f"{v:12.6f}" if v >= 0 else f"{v:.6f}" for v in values)
+    assert numbers(text) == pytest.approx([float(f"{v:.6f}") for v in values])
+
+
+def test_fortran_exponents_and_overflow():
+    assert numbers(" 1.0D-03 0.5E+01 ")[:2] == pytest.approx([1e-3, 5.0])
+    assert np.isnan(numbers("****")[0]) and np.isnan(numbers("NaN")[0])

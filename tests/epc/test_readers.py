@@ -1,0 +1,166 @@
+"""α²F of several codes: the same H3S spectrum, in each format, must give the same λ and ω_log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hydroflow.epc.readers import UNITS, read_a2f
+from hydroflow.errors import DataError
+from hydroflow.units import K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, K_PER_THZ
+
+DATA = Path(__file__).parent / "data"
+LAMBDA, OMEGA_LOG = 1.84194, 1570.7
+"""Of a2F.dos4: λ as matdyn.x wrote it, ω_log from it."""
+
+
+@pytest.fixture(scope="module")
+def table() -> np.ndarray:
+    """Frequencies in Ry and total α²F of H3S."""
+    lines = (DATA / "h3s" / "a2F.dos4").read_text().splitlines()
+    return np.array([[float(x) for x in line.split()[:2]] for line in lines if line.strip() and line.split()[0][0].isdigit()])
+
+
+def check(path: Path, name: str, unit: str = "auto"):
+    found = read_a2f(path, unit)
+    assert found.format == name
+    assert found.spectra[0].coupling.lambda_ == pytest.approx(LAMBDA, rel=2e-3)
+    assert found.spectra[0].coupling.omega_log_k == pytest.approx(OMEGA_LOG, rel=2e-3)
+    return found
+
+
+def test_matdyn():
+    assert check(DATA / "h3s" / "a2F.dos4", "matdyn.x a2F.dos").warnings == []
+
+
+def test_matdyn_records_over_two_lines(tmp_path):
+    # versions before 6 broke a record after six numbers
+    lines = []
+    for line in (DATA / "h3s" / "a2F.dos4").read_text().splitlines():
+        words = line.split()
+        if words and words[0][0].isdigit():
+            lines += ["  ".join(words[:3]), "     " + "  ".join(words[3:])]
+        else:
+            lines.append(line)
+    (tmp_path / "a2F.dos4").write_text("\n".join(lines) + "\n")
+    check(tmp_path / "a2F.dos4", "matdyn.x a2F.dos")
+
+
+def test_matdyn_truncated_file_is_refused(tmp_path):
+    text = (DATA / "h3s" / "a2F.dos4").read_text()
+    (tmp_path / "a2F.dos4").write_text(text[:len(text) // 2])
+    with pytest.raises(DataError, match="truncated"):
+        read_a2f(tmp_path / "a2F.dos4")
+
+
+def test_stated_lambda_that_does_not_fit_is_a_warning(tmp_path):
+    text = (DATA / "h3s" / "a2F.dos4").read_text().replace("lambda =   1.84", "lambda =   2.84")
+    (tmp_path / "a2F.dos4").write_text(text)
+    assert "states 2.84" in read_a2f(tmp_path / "a2F.dos4").warnings[0]
+
+
+def test_lambda_x_alpha2f():
+    found = read_a2f(DATA / "h3s" / "alpha2F.dat")
+    assert found.format == "lambda.x alpha2F.dat" and found.unit == "THz"
+    assert [s.sigma_ry for s in found.spectra] == pytest.approx(np.arange(1, 11) * 0.005)
+    # lambda.x's own integrals over its table, from lambda.dat: they count the acoustic modes at Γ
+    assert [s.coupling.lambda_ for s in found.spectra] == pytest.approx([7.458, 4.465, 3.570, 3.032, 2.604, 2.268, 2.025, 1.865,
+                                                                          1.771, 1.723], rel=0.06)
+    assert any("acoustic" in w for w in found.warnings)
+
+
+def test_elk(tmp_path, table):
+    np.savetxt(tmp_path / "ALPHA2F.OUT", table * [K_PER_RYDBERG / K_PER_HARTREE, 1])
+    check(tmp_path / "ALPHA2F.OUT", "Elk ALPHA2F.OUT")
+
+
+@pytest.mark.parametrize("smearings", [1, 2])
+def test_epw(tmp_path, table, smearings):
+    mev = table[:, 0] * K_PER_RYDBERG / K_PER_MEV
+    running = np.cumsum(2 * table[:, 1] / mev) * (mev[1] - mev[0])
+    columns = [mev] + [table[:, 1]] * smearings + [running] * smearings
+    body = "\n".join(" ".join(f"{x:12.7f}" for x in row) for row in np.array(columns).T)
+    # EPW announces ten smearings also where it writes one
+    announced = 10 if smearings == 1 else smearings
+    (tmp_path / "h3s.a2f").write_text(
+        f" w[meV] a2f and integrated 2*a2f/w for {announced:4d} smearing values\n{body}\n Integrated el-ph coupling\n"
+        f"  #         {running[-1]:12.7f}\n Phonon smearing (meV)\n  #            0.5000000\n"
+        "Electron smearing (eV)   0.1000000\n")
+    assert len(check(tmp_path / "h3s.a2f", "EPW a2f").spectra) == smearings
+
+
+def test_epw_without_footer_is_refused(tmp_path):
+    (tmp_path / "x.a2f").write_text(" w[meV] a2f and integrated 2*a2f/w for   10 smearing values\n 1.0 0.1 0.2\n")
+    with pytest.raises(DataError, match="truncated"):
+        read_a2f(tmp_path / "x.a2f")
+
+
+def test_abinit(tmp_path, table):
+    rows = np.column_stack([table[:, 0] * K_PER_RYDBERG / K_PER_HARTREE, table[:, 1], np.zeros(len(table))])
+    np.savetxt(tmp_path / "out_A2FW", rows, header="\n# Frequency, a2F(w), lambda(w)")
+    check(tmp_path / "out_A2FW", "ABINIT A2FW")
+
+
+@pytest.mark.parametrize("unit", list(UNITS))
+def test_text_in_each_unit(tmp_path, table, unit):
+    np.savetxt(tmp_path / "a2f.txt", table * [K_PER_RYDBERG / UNITS[unit], 1])
+    check(tmp_path / "a2f.txt", "text", unit)
+
+
+@pytest.mark.parametrize(("header", "unit"), [("omega[meV]   alpha^2F(omega)", "meV"), ("Frequency (THz) a2F", "THz"),
+                                               ("w (cm^-1), a2F", "cm-1")])
+def test_text_names_its_unit(tmp_path, table, header, unit):
+    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS[unit], 1], header=header)
+    assert check(tmp_path / "a2f.dat", "text").unit == unit
+
+
+def test_text_without_a_unit_is_refused(tmp_path, table):
+    np.savetxt(tmp_path / "a2f.dat", table)
+    with pytest.raises(DataError, match="--unit"):
+        read_a2f(tmp_path / "a2f.dat")
+
+
+def test_unit_against_the_format_is_a_warning():
+    found = read_a2f(DATA / "h3s" / "a2F.dos4", "Ha")
+    assert found.unit == "Ha" and "Ry" in found.warnings[-1]
+    assert found.spectra[0].coupling.omega_log_k == pytest.approx(2 * OMEGA_LOG, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["a2F.dos4", "alpha2F.dat"])
+def test_columns_of_nan_are_refused_with_the_way_out(name):
+    with pytest.raises(DataError, match=r"elph\.inp_lambda"):
+        read_a2f(DATA / "al_nan" / name)
+
+
+def test_some_columns_of_nan_are_left_out(tmp_path, table):
+    thz = table[:, 0] * K_PER_RYDBERG / K_PER_THZ
+    rows = "\n".join(f"{w:9.4f}       NaN {a:9.5f}" for w, a in zip(thz, table[:, 1], strict=True))
+    (tmp_path / "alpha2F.dat").write_text(f"# E(THz)     0.005     0.020\n{rows}\n")
+    found = read_a2f(tmp_path / "alpha2F.dat")
+    assert [s.sigma_ry for s in found.spectra] == [0.020]
+    assert any("1 of 2" in w for w in found.warnings)
+
+
+def test_gap_in_the_frequencies_is_a_warning(tmp_path, table):
+    thz = table * [K_PER_RYDBERG / K_PER_THZ, 1]
+    np.savetxt(tmp_path / "a2f.dat", np.delete(thz, np.s_[100:140], axis=0))
+    warning = read_a2f(tmp_path / "a2f.dat", "THz").warnings[0]
+    assert f"{thz[99, 0]:.6g} to {thz[140, 0]:.6g}" in warning
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "no numbers"), ("hello\n", "no numbers"), ("1.0\n2.0\n3.0\n", "column"), ("3 1\n2 1\n1 1\n0.5 1\n", "ascend"),
+    ("# degauss   lambda    int alpha2F\n 0.005 0.7 0.1\n", "summary")])
+def test_what_is_no_spectrum_is_refused(tmp_path, text, words):
+    (tmp_path / "f.dat").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_a2f(tmp_path / "f.dat", "THz")
+
+
+def test_unknown_unit_and_missing_file_are_refused(tmp_path):
+    with pytest.raises(DataError, match="THz"):
+        read_a2f(DATA / "h3s" / "a2F.dos4", "eV")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_a2f(tmp_path / "nothing.dat", "THz")

@@ -1,0 +1,144 @@
+"""The verdict on a whole chain: real H3S files, and what makes them unusable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hydroflow.epc.analysis import find_plateau, mu_key
+from hydroflow.epc.protocols import protocol
+from hydroflow.epc.verdict import summarise
+from hydroflow.errors import EngineFailure, FailureCode
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The folder of a collection job of H3S, as ph.x and matdyn.x left it."""
+    for q in (1, 2, 3):
+        shutil.copy(DATA / "h3s" / f"x.dyn{q}", tmp_path)
+        shutil.copy(DATA / "h3s" / "elph_dir" / f"elph.inp_lambda.{q}", tmp_path / f"couplings{q}")
+    shutil.copy(DATA / "h3s" / "x.dyn0", tmp_path)
+    return tmp_path
+
+
+def inputs(name: str = "screening", **changes: Any) -> dict[str, Any]:
+    half = 2.984 / 2
+    crystal = {"numbers": [16, 1, 1, 1], "cell": [[-half, half, half], [half, -half, half], [half, half, -half]],
+               "fractional": [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]}
+    return {"protocol": protocol(name).settings(), "crystal": crystal, "coarse": [8, 8, 8], "n_q": 3,
+            "q_mesh": [2, 2, 2], "mu_stars": [0.1, 0.15],
+            "hydrogen_dos_share": None, **changes}
+
+
+def failed(result: dict[str, Any]) -> set[str]:
+    return {c["name"] for c in result["checks"] if not c["passed"]}
+
+
+def with_interpolation(folder: Path) -> Path:
+    for i in range(1, 11):
+        shutil.copy(DATA / "h3s" / "a2F.dos4", folder / f"a2F.dos{i}")
+    return folder
+
+
+def test_a_good_chain_is_usable_and_says_on_what(folder):
+    # one interpolated spectrum (σ = 0.02 Ry) stands for all: the plateau of this coarse chain lies elsewhere
+    result, _ = summarise(inputs(), with_interpolation(folder))
+    assert failed(result) == {"interpolation", "mesh_density"}
+    assert result["lambda"] == pytest.approx(1.1685, abs=1e-3)
+    assert result["plateau"] == {"sigma": 0.045, "first": 0.04, "last": 0.05, "spread": pytest.approx(0.093, abs=2e-3),
+                                 "flat": True}
+    assert result["tc_k"]["0.10"]["allen_dynes"] == pytest.approx(137.1, abs=0.3)
+    low, high = result["tc_range_k"]["allen_dynes"]
+    assert low == pytest.approx(101.5, abs=0.3) and high == pytest.approx(148.1, abs=0.3)
+    assert result["n_q"] == 3 and result["lowest_thz"] > 0
+    assert "harmonic phonons" in result["limitations"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_every_check_says_why(folder):
+    result, _ = summarise(inputs(), folder)
+    assert {c["name"] for c in result["checks"]} == {
+        "protocol", "mesh_density", "q_points", "imaginary_modes",
+        "acoustic_sum_rule", "plateau", "negative_weight", "lambda", "interpolation"}
+    assert all(c["text"] for c in result["checks"])
+
+
+def test_usable_when_all_checks_pass(folder, monkeypatch):
+    import hydroflow.epc.verdict as verdict
+
+    monkeypatch.setattr(verdict, "limits", lambda: {**limits(), "interpolation": 1.0, "q_spacing": 1.6})
+    from hydroflow.epc.protocols import limits
+
+    with_interpolation(folder)
+    assert summarise(inputs(), folder)[0]["usable"]
+    # a plateau over the broadening does not make up for a coarse mesh: H3S with k 4³, q 2³ has one at λ = 1.1 instead of 2.5
+    assert failed(summarise(inputs(coarse=[4, 4, 4]), folder)[0]) == {"mesh_density"}
+    assert not summarise(inputs("plumbing"), folder)[0]["usable"], "a result of protocol plumbing is never usable"
+
+
+def test_no_plateau_is_not_usable(folder, monkeypatch):
+    import hydroflow.epc.verdict as verdict
+
+    monkeypatch.setattr(verdict, "limits", lambda: {**limits(), "plateau_spread": 0.02})
+    from hydroflow.epc.protocols import limits
+
+    result, _ = summarise(inputs(), folder)
+    assert "plateau" in failed(result) and not result["usable"]
+    assert "no plateau" in next(c["text"] for c in result["checks"] if c["name"] == "plateau")
+
+
+def test_imaginary_modes_are_named_and_left_out(tmp_path):
+    shutil.copy(DATA / "cah6" / "x.dyn1", tmp_path)
+    shutil.copy(DATA / "cah6" / "elph.inp_lambda.1", tmp_path / "couplings1")
+    (tmp_path / "x.dyn0").write_text("1 1 1\n1\n0.0 0.0 0.0\n")
+    result, _ = summarise(inputs(n_q=1, q_mesh=[1, 1, 1]), tmp_path)
+    assert {"imaginary_modes", "interpolation"} <= failed(result)
+    assert result["imaginary_modes"][0]["frequency_thz"] == pytest.approx(-56.2, abs=0.1)
+    assert result["lambda"] > 0
+
+
+def test_spectra_integrate_to_lambda(folder):
+    result, spectra = summarise(inputs(), folder)
+    w = np.array(spectra["frequency_thz"])
+    for row, a2f, running in zip(result["broadenings"], spectra["a2f"], spectra["lambda"], strict=True):
+        assert np.trapezoid(2 * np.array(a2f[1:]) / w[1:], w[1:]) == pytest.approx(row["lambda"], rel=0.02)
+        assert running[-1] == pytest.approx(row["lambda"], rel=1e-4)
+
+
+def test_gamma_alone_of_one_atom_is_an_error(folder):
+    # only acoustic modes: nothing couples
+    lines = (DATA / "al_nan" / "x.dyn2.elph.2").read_text().splitlines()
+    lines[0] = " 0.00000000 0.00000000 0.00000000 10 3"
+    (folder / "couplings1").write_text("\n".join(lines) + "\n")
+    text = (DATA / "al_nan" / "x.dyn2").read_text()
+    head, _, tail = text.partition("     Dynamical  Matrix in cartesian axes")
+    block, _, _ = tail.partition("     Dynamical  Matrix in cartesian axes")
+    end = text[text.index("     Diagonalizing the dynamical matrix"):]
+    (folder / "x.dyn1").write_text(head + "     Dynamical  Matrix in cartesian axes" + block.replace(
+        block.splitlines()[2], "     q = (    0.000000000   0.000000000   0.000000000 )") + end)
+    (folder / "x.dyn0").write_text("1 1 1\n1\n0.0 0.0 0.0\n")
+    with pytest.raises(EngineFailure) as caught:
+        summarise(inputs(n_q=1, q_mesh=[1, 1, 1]), folder)
+    assert caught.value.code is FailureCode.unphysical_result
+
+
+def test_plateau_is_the_first_flat_stretch():
+    plateau = find_plateau([9.0, 3.0, 2.0, 1.95, 1.9, 1.88, 1.5, 1.2, 1.19, 1.18])
+    assert (plateau.first, plateau.last) == (2, 5) and plateau.flat and plateau.spread < 0.1
+
+
+def test_no_plateau_gives_the_flattest_stretch():
+    plateau = find_plateau([8.0, 4.0, 2.0, 1.5, 1.2])
+    assert not plateau.flat and (plateau.first, plateau.last) == (2, 4)
+    assert find_plateau([1.0, 1.0]) is None
+
+
+def test_keys_of_mu_star():
+    assert [mu_key(m) for m in (0.1, 0.15, 0.125)] == ["0.10", "0.15", "0.125"]

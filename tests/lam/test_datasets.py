@@ -1,0 +1,134 @@
+"""Datasets: what is refused, what is shared between versions, and that the split never leaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hydroflow.arrays import StructureArrays
+from hydroflow.errors import DataError
+from hydroflow.lam.datasets import SPLITS, assign_splits, build_dataset, check_frames, load_dataset, read_manifest
+from hydroflow.store import Store
+from hydroflow.store.documents import Dataset
+from tests.lam.labelled import frames as labelled
+
+
+def _changed(**columns: np.ndarray) -> StructureArrays:
+    frames = labelled()
+    for name, values in columns.items():
+        (frames.atom_columns if name == "forces_ev_a" else frames.columns)[name] = values
+    return frames
+
+
+def _with_nan(name: str) -> StructureArrays:
+    frames = labelled()
+    values = (frames.atom_columns if name == "forces_ev_a" else frames.columns)[name].copy()
+    values.reshape(len(values), -1)[7, 0] = np.nan
+    return _changed(**{name: values})
+
+
+def _without(name: str) -> StructureArrays:
+    frames = labelled()
+    frames.columns.pop(name, None)
+    frames.atom_columns.pop(name, None)
+    return frames
+
+
+@pytest.mark.parametrize(("frames", "message"), [
+    (StructureArrays.empty(), "no labelled frames"),
+    (_without("virial_ev"), "lack virial_ev"),
+    (_without("forces_ev_a"), "lack forces_ev_a"),
+    (_with_nan("energy_ev"), "energy_ev of frame 7 is not finite"),
+    (_with_nan("forces_ev_a"), "forces_ev_a of frame 0 are not finite"),
+    (_with_nan("virial_ev"), "virial_ev of frame 7"),
+    (_changed(virial_ev=-labelled().columns["virial_ev"]), "sign is reversed"),
+    (_changed(virial_ev=labelled().columns["virial_ev"] / labelled().volumes[:, None, None]), "units"),
+    (_changed(virial_ev=labelled().columns["virial_ev"] / labelled().volumes[:, None, None] * 1602.18), "not a stress"),
+    (_changed(forces_ev_a=labelled().atom_columns["forces_ev_a"] * 1e3), "units"),
+    (_changed(label_settings=np.array(["a"] * 60 + ["b"] * 70)), "2 label settings are mixed"),
+])
+def test_unusable_frames_are_refused_with_the_reason(frames: StructureArrays, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_frames(frames)
+
+
+def test_an_energy_in_other_units_is_refused() -> None:
+    frames = labelled()
+    frames.columns["energy_ev"] = frames.columns["energy_ev"].copy()
+    frames.columns["energy_ev"][11] /= 13.6057
+    with pytest.raises(DataError, match="frame 11"):
+        check_frames(frames)
+
+
+def test_sound_frames_pass() -> None:
+    assert "quantum-espresso" in check_frames(labelled())
+
+
+def test_groups_are_never_split_and_no_side_is_empty() -> None:
+    sizes = {"CaMgH6": 10, "CaMgH8": 10, "CaH6": 5, "MgH4": 5, "Ca": 3, "Mg": 3}
+    splits = assign_splits(sizes, {})
+    assert set(splits.values()) == set(SPLITS)
+    assert splits["Ca"] == splits["Mg"] == "train"
+
+
+def test_a_group_keeps_its_side_when_the_dataset_grows() -> None:
+    first = assign_splits({f"CaMgH{i}": 3 for i in range(5, 12)}, {})
+    second = assign_splits({f"CaMgH{i}": 9 for i in range(3, 40)}, first)
+    assert {g: second[g] for g in first} == first
+    held_out = sum(s != "train" for s in second.values())
+    assert 0.05 < held_out / len(second) < 0.4
+
+
+@pytest.mark.service
+class TestVersions:
+    def test_frames_come_back_as_they_were(self, store: Store) -> None:
+        frames = labelled()
+        splits = load_dataset(store, build_dataset(store, "mgca", frames))
+        back = StructureArrays.concatenate(splits.values())
+        order, wanted = np.argsort(back.digests()), np.argsort(frames.digests())
+        assert len(back) == len(frames)
+        np.testing.assert_allclose(back.columns["energy_ev"][order], frames.columns["energy_ev"][wanted], atol=0)
+        np.testing.assert_allclose(back[order].atom_columns["forces_ev_a"], frames[wanted].atom_columns["forces_ev_a"])
+
+    def test_no_composition_is_on_two_sides(self, store: Store) -> None:
+        splits = load_dataset(store, build_dataset(store, "mgca", labelled()))
+        groups = [set(splits[s].formulas()) for s in SPLITS]
+        assert all(groups)
+        assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+
+    def test_a_lone_composition_is_split_by_frame(self, store: Store) -> None:
+        frames = labelled()
+        most = Counter(frames.formulas()).most_common(1)[0][0]
+        one = frames[np.array(frames.formulas()) == most]
+        splits = load_dataset(store, build_dataset(store, "mgca", one))
+        assert len(splits["train"]) > len(splits["validation"]) > 0
+
+    def test_content_names_it_and_growth_shares_the_parts(self, store: Store) -> None:
+        frames = labelled()
+        first = build_dataset(store, "mgca", frames[:80])
+        assert build_dataset(store, "mgca", frames[:80]) == first
+        second = build_dataset(store, "mgca", frames[70:], parent=first)
+        a, b = read_manifest(store.objects, first), read_manifest(store.objects, second)
+        assert b["frames"] == len(frames)
+        assert b["parts"][0] == a["parts"][0] and len(b["parts"]) == 2
+        assert {g: b["splits"][g] for g in a["splits"]} == a["splits"]
+        record = Dataset.objects(digest=second).get()
+        assert record.parent == first and record.parts == b["parts"] and sum(record.split.values()) == len(frames)
+
+    def test_another_level_of_theory_is_never_joined(self, store: Store) -> None:
+        frames = labelled()
+        first = build_dataset(store, "mgca", frames[:50])
+        other = frames[50:]
+        other.columns["label_settings"] = np.array(["VASP PBE 850 eV"] * len(other))
+        with pytest.raises(DataError, match="never mix levels of theory"):
+            build_dataset(store, "mgca", other, parent=first)
+
+    def test_other_pseudopotentials_under_the_same_name_are_noticed(self, store: Store) -> None:
+        frames = labelled()
+        first = build_dataset(store, "mgca", frames[:80])
+        other = frames[80:]
+        other.columns["energy_ev"] = other.columns["energy_ev"] + 40.0 * other.count_of(20)
+        with pytest.raises(DataError, match="pseudopotentials"):
+            build_dataset(store, "mgca", other, parent=first)

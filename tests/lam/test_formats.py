@@ -1,0 +1,84 @@
+"""Every format that labelled frames can be written in reads back to the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+
+from hydroflow.arrays import StructureArrays
+from hydroflow.errors import DataError
+from hydroflow.lam.formats import EXPORTS, element_order, export_frames, import_frames, write_training_systems
+from tests.lam.labelled import frames as labelled
+
+
+def _canonical(frames: StructureArrays) -> list[tuple]:
+    """What must survive any order of frames and of atoms in a frame."""
+    out = []
+    for one in frames:
+        order = np.lexsort((*np.round(one.fractional % 1 % 1, 6).T, one.numbers))
+        forces = one.atom_columns["forces_ev_a"][order]
+        out.append((round(float(one.columns["energy_ev"][0]), 5), one.numbers[order].tolist(), np.round(forces, 4).tolist(),
+                    np.round(one.columns["virial_ev"][0], 4).tolist()))
+    return sorted(out, key=lambda t: t[0])
+
+
+@pytest.mark.parametrize("fmt", EXPORTS)
+def test_round_trip(fmt: str, tmp_path: Path) -> None:
+    frames = labelled()[:40]
+    target = tmp_path / "out"
+    export_frames(frames, target, fmt, element_order(frames))
+    back = import_frames(target, fmt, "somewhere")
+    for a, b in zip(_canonical(frames), _canonical(back), strict=True):
+        assert a[:2] == b[:2]
+        np.testing.assert_allclose(a[2], b[2], atol=2e-4)
+        np.testing.assert_allclose(a[3], b[3], atol=2e-4)
+    assert set(back.columns["label_settings"]) == {"somewhere"}
+
+
+def test_a_vasp_outcar_is_read_with_its_virial() -> None:
+    outcar = Path(ase.__file__).parent / "test" / "testdata" / "vasp" / "OUTCAR_example_1"
+    if not outcar.exists():
+        outcar = next(Path(ase.__file__).parent.rglob("OUTCAR_example_1"), outcar)
+    frames = import_frames(outcar, "vasp/outcar", "vasp pbe")
+    assert len(frames) >= 1
+    assert np.isfinite(frames.columns["virial_ev"]).all() and np.isfinite(frames.atom_columns["forces_ev_a"]).all()
+
+
+@pytest.mark.parametrize(("fmt", "content", "message"), [
+    ("extxyz", "2\nLattice=\"1 0 0 0 1 0 0 0 1\" energy=1.0\nH 0 0 0\nH 0 0 0.5\n", "no forces, stress"),
+    ("extxyz", "not a file of atoms", "cannot be read as extxyz"),
+    ("deepmd/npy", None, "does not exist"),
+    ("cif", "x", "unknown import format"),
+])
+def test_unusable_imports_say_why(fmt: str, content: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        import_frames(path, fmt, "somewhere")
+
+
+def test_an_export_never_overwrites(tmp_path: Path) -> None:
+    frames = labelled()[:2]
+    with pytest.raises(DataError, match="exists already"):
+        export_frames(frames, tmp_path, "deepmd/npy", element_order(frames))
+
+
+def test_training_systems_pad_frames_with_virtual_atoms(tmp_path: Path) -> None:
+    frames = labelled()
+    folders = write_training_systems(frames, tmp_path / "train", ["H", "Mg", "Ca", "La"], pad=8)
+    found = 0
+    for folder in folders:
+        types = np.concatenate([np.load(p) for p in sorted(Path(folder).glob("set.*/real_atom_types.npy"))])
+        assert types.shape[1] in (8, 16)
+        found += len(types)
+        assert (types >= 0).sum(axis=1).max() <= types.shape[1]
+    assert found == len(frames)
+
+
+def test_an_element_outside_the_type_map_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lacks Ca"):
+        write_training_systems(labelled(), tmp_path, ["H", "Mg"], pad=8)
