@@ -396,5 +396,7 @@ def _explain(error: Any) -> str:
         return f"{key}: unknown key{known}"
     if error["type"] == "missing":
         return f"{key}: this key is required"
+    if not key:  # a rule between sections; its message names the keys
+        return message
     value = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
     return f"{key}{value}: {message}"

@@ -19,16 +19,19 @@ def campaign() -> None:
 def check(file: Path, as_json: bool) -> None:
     """Validate FILE (or a folder with campaign.toml) and print what it would do, without doing it.
 
-    Exit code 2 and one line when the file is wrong. Core-hours are rough upper estimates: every loop runs to its last
+    Exit code 2 and one line when the file is wrong. What this machine lacks to run it (a campaign may be meant for another)
+    is the table's last row. Core-hours are rough upper estimates: every loop runs to its last
     iteration.
     """
     from hydroflow.campaign import load
     from hydroflow.learning.estimate import estimate
+    from hydroflow.learning.preflight import check_names, missing_here
 
     loaded = load(file)
-    plan = estimate(loaded)
+    check_names(loaded)
+    plan, missing = estimate(loaded), missing_here(loaded)
     if as_json:
-        click.echo(json.dumps({"campaign": loaded.name, "digest": loaded.digest(), **plan.to_dict()}))
+        click.echo(json.dumps({"campaign": loaded.name, "digest": loaded.digest(), **plan.to_dict(), "missing_here": missing}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -63,6 +66,7 @@ def check(file: Path, as_json: bool) -> None:
             ", ".join(f"{k} {_round(v)}" for k, v in plan.core_hours.items())
             + f"; sum {_round(sum(plan.core_hours.values()))}",
         ),
+        ("on this machine", f"cannot run yet: {missing}" if missing else "label engine and pseudopotentials are here"),
     ]
     for row in rows:
         table.add_row(*row)

@@ -24,12 +24,14 @@ def run(file: Path, no_agent: bool) -> None:
     from hydroflow.campaign import load
     from hydroflow.dft.settings import campaign_settings
     from hydroflow.dispatch.agent import start_agent
+    from hydroflow.learning.preflight import check_names
     from hydroflow.settings import ServiceSettings
     from hydroflow.store import open_store
     from hydroflow.store.runs import open_run
     from hydroflow.store.services import prefect_api_url
 
     campaign = load(file)
+    check_names(campaign)
     settings = ServiceSettings.from_environment()
     open_store(settings)
     api = prefect_api_url(settings)

@@ -53,14 +53,14 @@ def estimate(campaign: Campaign) -> Estimate:
     searched = len(space) * campaign.search.structures_per_composition
     steps = model.ensemble * (model.steps + iterations * model.warm_steps)
     candidates = epc.initial + tc.rounds * tc.acquire
-    label_s = CPU_S_LABEL.get(campaign.labels.protocol, CPU_S_LABEL["standard"])
+    label_s = CPU_S_LABEL[campaign.labels.protocol]
     hours = {
         "labels": labels * label_s,
         "training": steps * CPU_S_TRAINING_STEP,
         "exploration": explored * CPU_S_RELAXATION * (1 + model.ensemble) / 2,
         "search": searched * CPU_S_RELAXATION,
         "dft_hull": (campaign.funnel.max_candidates_dft or candidates * 8) * label_s * CPU_S_DFT_RELAXATION,
-        "epc": candidates * CPU_S_EPC.get(epc.protocol, CPU_S_EPC["screening"]),
+        "epc": candidates * CPU_S_EPC[epc.protocol],
     }
     n = len(campaign.space.elements)
     return Estimate(

@@ -1,0 +1,39 @@
+"""What would stop a campaign is said before it starts: by `campaign check` and by `run` alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from hydroflow import campaign
+from hydroflow.errors import UserError
+from hydroflow.learning.preflight import check_names, missing_here
+
+MINIMAL = 'name = "x"\n[space]\nelements = ["Ca", "Y"]\n'
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ('[labels]\nprotocol = "fats"\n', "'fats': no such DFT protocol (known: fast, paper, standard)"),
+        ('[epc]\nprotocol = "plumb"\n', "unknown EPC protocol 'plumb'; known: plumbing"),
+        ("[generator]\nmix = { foo = 1 }\n", "no generator 'foo' is installed"),
+        ("[generator]\nmix = { random = 1, calypso = 1 }\n", "set generator.calypso_command"),
+    ],
+)
+def test_names_that_exist_nowhere_are_refused(section: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_names(campaign.parse(MINIMAL + section))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + '[labels]\npseudos = "/nowhere/upf"\n', "/nowhere/upf"),
+        (MINIMAL.replace('"Y"', '"Sr"'), "Sr"),  # known to give wrong energies in this family
+    ],
+)
+def test_pseudopotentials_that_are_not_here_are_named(text: str, message: str) -> None:
+    parsed = campaign.parse(text)
+    check_names(parsed)
+    assert message in (missing_here(parsed) or "")
