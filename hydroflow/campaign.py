@@ -285,6 +285,9 @@ class Cluster(_Section):
     max_cores: Positive | None = Field(None, description="cores in use at once; default for Shell: the machine's cores")
     max_gpus: Annotated[int, Field(ge=0)] = 0
     group_size: Positive = Field(1, description="jobs put into one scheduler job")
+    max_wall_time_s: Positive | None = Field(
+        None, description="longest wall time a scheduler job may ask for: limits its jobs and their number; default: none"
+    )
     price_core_hour: Annotated[float, Field(ge=0)] = 0.0
     price_gpu_hour: Annotated[float, Field(ge=0)] = 0.0
     priority: int = Field(0, description="higher is filled first")

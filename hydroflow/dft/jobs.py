@@ -74,7 +74,7 @@ class Label(PwEngine):
             "virial_ev": np.round(result.stress_gpa * volume * GPA_A3_EV, 8).tolist(),
             "pressure_gpa": float(np.trace(result.stress_gpa)) / 3,
             "volume_a3": volume,
-        }, _keep(folder))
+        }, proof=_keep(folder))
 
 
 class Relax(PwEngine):
@@ -120,7 +120,7 @@ class Relax(PwEngine):
             "volume_a3": volume,
             "n_ionic": result.n_ionic,
             "restarts": restarts,
-        }, _keep(folder))
+        }, proof=_keep(folder))
 
     @staticmethod
     def _check_consistent(settings: LabelSettings, start: Mapping[str, Any], final: Mapping[str, Any], error_gpa: float,
@@ -191,7 +191,7 @@ class Dos(PwEngine):
             "cpu_s": result.cpu_s + nscf.cpu_s,
             "wall_s": result.wall_s + nscf.wall_s,
             "review": [],
-        }, _keep(folder, "pdos.tar.gz"))
+        }, proof=_keep(folder, "pdos.tar.gz"))
 
 
 def _settings(job: JobSpec) -> LabelSettings:

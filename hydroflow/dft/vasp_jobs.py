@@ -73,7 +73,7 @@ class VaspLabel(VaspEngine):
             "virial_ev": np.round(result.stress_gpa * volume * GPA_A3_EV, 8).tolist(),
             "pressure_gpa": float(np.trace(result.stress_gpa)) / 3,
             "volume_a3": volume,
-        }, _keep(folder))
+        }, proof=_keep(folder))
 
 
 class VaspRelax(VaspEngine):
@@ -135,7 +135,7 @@ class VaspRelax(VaspEngine):
             "volume_a3": volume,
             "n_ionic": relaxed.n_ionic,
             "restarts": restarts,
-        }, _keep(folder))
+        }, proof=_keep(folder))
 
 
 def _settings(job: JobSpec) -> LabelSettings:

@@ -7,13 +7,11 @@ killed or whose cluster was away goes on from the ledger and from what it finds 
 from __future__ import annotations
 
 import errno
-import fnmatch
 import logging
 import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,16 @@ from pymongo.errors import PyMongoError
 
 from hydroflow.campaign import Cluster
 from hydroflow.dispatch.collector import Collector
-from hydroflow.dispatch.engine import engine_for
-from hydroflow.dispatch.job import Resources
-from hydroflow.dispatch.ledger import AgentLedger, now, spec_of
+from hydroflow.dispatch.ledger import AgentLedger, Change
+from hydroflow.dispatch.placement import Placement
 from hydroflow.dispatch.reconcile import clear, compare
-from hydroflow.dispatch.scheduler import Batch, BatchJob, Queue, batch_name
+from hydroflow.dispatch.scheduler import Queue
 from hydroflow.dispatch.site import Site
+from hydroflow.dispatch.staging import refusal, stage
 from hydroflow.dispatch.states import State
+from hydroflow.dispatch.tracked import Health, Tracked
 from hydroflow.dispatch.transport import Refused
-from hydroflow.dispatch.wrapper import Attempt, write_script
-from hydroflow.errors import EngineFailure, HydroflowError, ServiceError, SettingsError, TransportError
+from hydroflow.errors import ServiceError, TransportError
 from hydroflow.store import Store
 
 log = logging.getLogger(__name__)
@@ -42,37 +40,8 @@ SILENCE_S, SHELL_SILENCE_S = 20.0, 2.0
 SLOW_TICK_S = 20.0
 SUBMIT_TOGETHER = 50
 """Scheduler jobs sent and handed in with one call."""
-
-
-@dataclass
-class Tracked:
-    """A batch this actor is responsible for."""
-
-    name: str
-    jobs: dict[str, dict[str, Any]]
-    ident: str = ""
-    """Scheduler id; empty while it is not known whether it was submitted."""
-    offered: bool = False
-    """The scheduler may have been asked: it must be looked for before anything else is done with it."""
-    seen_running: bool = False
-    ended: bool = False
-    silent_since: float | None = None
-    """Since when it has ended with a job that left no exit code."""
-
-    def batch(self) -> Batch:
-        return Batch(self.name, tuple(
-            BatchJob(key, Resources(**job.get("resources", {})), _outputs(job)) for key, job in sorted(self.jobs.items())))
-
-
-@dataclass
-class Health:
-    """What people are told about a cluster."""
-
-    state: str = "connecting"
-    reason: str = ""
-    failures: int = 0
-    until: float = 0.0
-    jobs: dict[str, int] = field(default_factory=dict)
+COLLECT_TOGETHER = 200
+"""Jobs whose verdicts are written at once."""
 
 
 class Actor(threading.Thread):
@@ -89,17 +58,15 @@ class Actor(threading.Thread):
         super().__init__(name=f"cluster-{name}", daemon=True)
         self.store, self.ledger, self.cluster_name, self.cluster = store, ledger, name, cluster
         self.staging, self.dead_owners, self.stopping = staging, dead_owners, stop
-        self.collector = Collector(ledger, store.objects, name, cluster)
+        self.placement = Placement(name, cluster)
+        self.collector = Collector(ledger, store.objects, name, cluster, self._elsewhere)
         self.site: Site | None = None
         self.tracked: dict[str, Tracked] = {}
         self.health = Health()
-        self.max_cores = cluster.max_cores
         self.idle_since = time.monotonic()
         self.replaced = threading.Event()
         self.peers: Mapping[str, Actor] = {}
         """All actors of the agent; those of higher priority are filled first."""
-        self.room: tuple[int | None, int] | None = None
-        """Cores and GPUs still free after the last claim; None when full, not connected or benched."""
         self.away_since: float | None = None
         self._took_over = 0.0
         self.period_s = 0.2 if cluster.batch == "Shell" and cluster.context == "local" else 2.0
@@ -125,7 +92,8 @@ class Actor(threading.Thread):
             if time.monotonic() - start > SLOW_TICK_S:
                 log.warning("[%s] one pass took %.0f s: the cluster or MongoDB answers slowly", self.cluster_name,
                             time.monotonic() - start)
-            self.health.state, self.health.reason, self.health.failures = "healthy", "", 0
+            doubt = self.placement.suspicion.text()
+            self.health.state, self.health.reason, self.health.failures = "suspected" if doubt else "healthy", doubt, 0
             self.away_since = None
             return self.period_s if busy else max(self.period_s, 0.5)
         except (TransportError, ServiceError, PyMongoError, OSError) as error:
@@ -134,7 +102,7 @@ class Actor(threading.Thread):
 
     def _bench(self, error: Exception) -> None:
         self.health.failures += 1
-        self.room = None
+        self.placement.room = None
         pause = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self.health.failures - 1))
         if isinstance(error, (PyMongoError, ServiceError)):
             pause = min(pause, 10.0)  # our own services: everything waits for them
@@ -164,7 +132,7 @@ class Actor(threading.Thread):
         if self.site is None:
             self.site = Site(self.cluster_name, self.cluster, self.staging)
             if self.cluster.batch == "Shell" and self.cluster.max_cores is None:
-                self.max_cores = self.site.cores()
+                self.placement.max_cores = self.site.cores()
             self._clear_unwanted()
         self._take_over()
         self._cancel()
@@ -253,15 +221,9 @@ class Actor(threading.Thread):
             return
         self.ledger.collecting([key for t in ended if not t.silent_since for key in t.jobs])
         self.site.fetch([t.batch() for t in ended])
-        rubbish: list[str] = []
-        try:
-            for tracked in filter(self._settled, ended):
-                for key in list(tracked.jobs):
-                    rubbish += self._judge(tracked, key)
-                    del tracked.jobs[key]
-                del self.tracked[tracked.name]
-        finally:
-            self._clean(rubbish)
+        pairs = [(t, key) for t in ended if self._settled(t) for key in t.jobs]
+        for start in range(0, len(pairs), COLLECT_TOGETHER):
+            self._judge(pairs[start:start + COLLECT_TOGETHER])
 
     def _settled(self, tracked: Tracked) -> bool:
         """Every job has left its exit code, or has had time to: a shared file system may show it late."""
@@ -272,19 +234,30 @@ class Actor(threading.Thread):
         tracked.silent_since = tracked.silent_since or time.monotonic()
         return time.monotonic() - tracked.silent_since > (SILENCE_S if self.cluster.batch != "Shell" else SHELL_SILENCE_S)
 
-    def _judge(self, tracked: Tracked, key: str) -> list[str]:
-        """The verdict on one job; returns the folders that nobody needs any more."""
+    def _judge(self, ended: list[tuple[Tracked, str]]) -> None:
+        """The verdicts on ended jobs; they are forgotten here, and folders that nobody needs any more are removed."""
         assert self.site is not None
-        folder = f"{self.site.folder(tracked.name)}/{key}"
-        job = {**tracked.jobs[key], "folder": self.site.folder(tracked.name)}
-        try:
-            state, keep = self.collector.collect(job, self.site.staged(tracked.name) / key)
-        except SettingsError as error:  # no such engine here: not the job's fault, a person must look
-            state, keep = State.failed, False
-            self.ledger.failed(key, str(error), {"failure": {"code": "unknown", "message": str(error), "details": {}}})
-        log.info("[%s] %s is %s", self.cluster_name, key, state.value)
-        previous = [job["restart_from"]] if job.get("restart_from") else []
-        return previous if keep else [*previous, folder]
+        rubbish: list[str] = []
+        jobs = [{**t.jobs[key], "folder": self.site.folder(t.name)} for t, key in ended]
+        verdicts = self.collector.collect(
+            [(job, self.site.staged(t.name) / key) for job, (t, key) in zip(jobs, ended, strict=True)])
+        for (tracked, key), job, verdict in zip(ended, jobs, verdicts, strict=True):
+            change = verdict.change
+            log.info("[%s] %s is %s", self.cluster_name, key, change.target.value)
+            if self.placement.suspicion.told(job["kind"], key, verdict.failure):
+                log.warning("[%s] %s", self.cluster_name, self.placement.suspicion.text())
+            del tracked.jobs[key]
+            if not tracked.jobs:
+                del self.tracked[tracked.name]
+            if not verdict.keep_folder:
+                rubbish.append(f"{job['folder']}/{key}")
+            still = change.target is State.prepared and "restart_from" not in {*change.values, *change.unset}
+            if job.get("restart_from") and not still:
+                rubbish.append(job["restart_from"])
+        self._clean(rubbish)
+
+    def _elsewhere(self, job: Mapping[str, Any]) -> bool:
+        return any(a.placement.takes(job) for a in self.peers.values() if a is not self and a.health.state != "benched")
 
     def _clean(self, folders: list[str]) -> None:
         assert self.site is not None
@@ -296,66 +269,27 @@ class Actor(threading.Thread):
     # ---- new work ----
     def _claim(self) -> int:
         assert self.site is not None
-        self.room = None
+        placement = self.placement
+        placement.room = None
         room_jobs = self.cluster.max_jobs - len(self.tracked)
         if room_jobs <= 0 or self.stopping.is_set():
             return 0
-        used_cores = sum(_cores(t) for t in self.tracked.values())
-        used_gpus = sum(_gpus(t) for t in self.tracked.values())
-        room_cores = self.max_cores - used_cores if self.max_cores is not None else None
-        if room_cores is not None and room_cores <= 0:
+        cores = None if placement.max_cores is None else placement.max_cores - sum(t.cores for t in self.tracked.values())
+        gpus = self.cluster.max_gpus - sum(t.gpus for t in self.tracked.values())
+        if cores is not None and cores <= 0:
             return 0
-        match = self._match(room_cores, self.cluster.max_gpus - used_gpus)
+        kinds = {job["kind"] for t in self.tracked.values() for job in t.jobs.values()}
+        match = placement.match(cores, gpus, kinds, [a.placement for a in self.peers.values() if a is not self])
         waiting = self.ledger.prepared(match, room_jobs * self.cluster.group_size)
-        candidates = self._group(waiting, room_jobs, room_cores, self.cluster.max_gpus - used_gpus)
-        claimed = self.ledger.claim(self.cluster_name, candidates)
+        claimed = self.ledger.claim(self.cluster_name, placement.group(waiting, room_jobs, cores, gpus))
         fresh: dict[str, Tracked] = {}
         for job in claimed:
             fresh.setdefault(job["batch"], Tracked(job["batch"], {})).jobs[job["_id"]] = job
         self.tracked |= fresh
         self._submit(list(fresh.values()))
         if not waiting:  # nothing was left for it to take: it has room for what comes
-            self.room = (room_cores, self.cluster.max_gpus - used_gpus)
+            placement.room = (cores, gpus)
         return len(claimed)
-
-    def _match(self, room_cores: int | None, room_gpus: int) -> dict[str, Any]:
-        due = [{"not_before": {"$exists": False}}, {"not_before": {"$lte": now()}}]
-        match = {**self.capable(room_cores, room_gpus), "$or": due}
-        better = [a.capable(*a.room) for a in self.peers.values()
-                  if a.room is not None and a.cluster.priority > self.cluster.priority]
-        return {**match, "$nor": better} if better else match
-
-    def capable(self, cores: int | None, gpus: int) -> dict[str, Any]:
-        """MongoDB filter of the jobs this cluster can run with so many cores (None: any number) and GPUs."""
-        kinds = [fnmatch.translate(pattern) for pattern in self.cluster.kinds]
-        match: dict[str, Any] = {
-            "kind": {"$regex": "|".join(f"(?:{k})" for k in kinds)} if "*" not in self.cluster.kinds else {"$exists": True},
-            "resources.gpus": {"$lte": max(0, gpus)},
-            "avoid": {"$ne": self.cluster_name},
-        }
-        if cores is not None:
-            match["resources.cores"] = {"$lte": cores}
-        return match
-
-    def _group(self, waiting: list[dict[str, Any]], room_jobs: int, room_cores: int | None,
-               room_gpus: int) -> list[tuple[str, str, dict[str, Any]]]:
-        """Put waiting jobs of one kind and size together and stop where the cluster is full."""
-        groups: list[list[dict[str, Any]]] = []
-        open_groups: dict[tuple, list[dict[str, Any]]] = {}
-        for job in waiting:
-            r = Resources(**job.get("resources", {}))
-            alike = (job["kind"], r)
-            group = open_groups.get(alike)
-            if group is None or len(group) >= self.cluster.group_size:
-                if len(groups) >= room_jobs or (room_cores is not None and r.cores > room_cores) or r.gpus > max(0, room_gpus):
-                    continue
-                group = open_groups[alike] = []
-                groups.append(group)
-                room_cores = room_cores - r.cores if room_cores is not None else None
-                room_gpus -= r.gpus
-            group.append(job)
-        return [(job["_id"], batch_name([(j["_id"], j.get("attempt", 0) + 1) for j in group]), {})
-                for group in groups for job in group]
 
     def _submit(self, batches: list[Tracked]) -> None:
         """Stage claimed batches and hand them to the scheduler, many per call."""
@@ -387,11 +321,11 @@ class Actor(threading.Thread):
         shutil.rmtree(folder, ignore_errors=True)
         for key, job in list(tracked.jobs.items()):
             if job.get("cancel"):
-                self.ledger.cancelled(key, job["cancel"], {})
+                self.ledger.change([Change(key, State.cancelled, job["cancel"])])
                 del tracked.jobs[key]
                 continue
             try:
-                self._stage(job, folder / key)
+                stage(job, folder / key, self.site, self.store.objects)
             except (ServiceError, PyMongoError):
                 raise
             except Exception as error:  # a bad input or engine: this job's own trouble, never the batch's
@@ -399,39 +333,13 @@ class Actor(threading.Thread):
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise ServiceError(f"the disk of {folder} is full while staging jobs; free some space") from error
                 log.warning("[%s] %s cannot be prepared: %s", self.cluster_name, key, error)
-                if isinstance(error, EngineFailure):  # the engine's own verdict on its input keeps its code
-                    failure = error.to_dict()
-                else:
-                    known = isinstance(error, HydroflowError)
-                    failure = {"code": "bad_input" if known else "unknown", "details": {},
-                               "message": str(error) if known else f"{type(error).__name__}: {error}"}
-                self.ledger.failed(key, f"its input could not be prepared: {failure['message']}", {"failure": failure})
+                failure = refusal(error)
+                self.ledger.change([Change(key, State.failed, f"its input could not be prepared: {failure['message']}",
+                                           {"failure": failure})])
                 del tracked.jobs[key]
         if not tracked.jobs:
             self.tracked.pop(tracked.name, None)
         return bool(tracked.jobs)
-
-    def _stage(self, job: Mapping[str, Any], folder: Path) -> None:
-        """Write one job's folder: its object files, the engine's inputs, the script around its command."""
-        assert self.site is not None
-        spec, adjustments = spec_of(job), job.get("adjustments", {})
-        engine = engine_for(spec.kind)
-        folder.mkdir(parents=True)
-        for name, digest in spec.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            self.store.objects.fetch(digest, folder / name)
-        engine.prepare(spec, adjustments, folder)
-        executables = self.site.executables(engine.executables, spec.resources.cores)
-        parallel = any("{cores}" in self.cluster.executables.get(name, "") for name in engine.executables)
-        # an executable started with {cores} ranks gets one thread per rank, any other all its cores as threads
-        threads = 1 if parallel else spec.resources.cores
-        restart = job.get("restart_from")
-        write_script(folder, Attempt(
-            command=engine.command(spec, adjustments, executables), cores=spec.resources.cores,
-            wall_time_s=spec.resources.wall_time_s,
-            restart_from=restart if restart and restart.startswith(f"{self.site.root}/") else None,
-            environment={"OMP_NUM_THREADS": str(threads), "HYDROFLOW_JOB": job["_id"], "HYDROFLOW_CLUSTER": self.cluster_name,
-                         "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"}))
 
     def _give_back_unsubmitted(self) -> None:
         """Claims whose batch was never handed over (nothing was even staged completely) go back to the pool."""
@@ -439,19 +347,3 @@ class Actor(threading.Thread):
             if not tracked.ident and not tracked.seen_running and not tracked.ended and not tracked.offered:
                 self.ledger.give_back(list(tracked.jobs), f"{self.cluster_name} could not be reached")
                 del self.tracked[tracked.name]
-
-
-def _outputs(job: Mapping[str, Any]) -> tuple[str, ...]:
-    spec = spec_of(job)
-    try:
-        return tuple(engine_for(spec.kind).outputs(spec))
-    except HydroflowError:
-        return ()
-
-
-def _cores(tracked: Tracked) -> int:
-    return max((job.get("resources", {}).get("cores", 1) for job in tracked.jobs.values()), default=0)
-
-
-def _gpus(tracked: Tracked) -> int:
-    return max((job.get("resources", {}).get("gpus", 0) for job in tracked.jobs.values()), default=0)

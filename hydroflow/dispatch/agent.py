@@ -103,9 +103,10 @@ class Agent:
         others = self._records.count_documents({"_id": {"$ne": self.record_id}, "stopped": {"$exists": False},
                                                 "heartbeat": {"$gt": now() - timedelta(seconds=4 * HEARTBEAT_S)}})
         # a shell cluster that was not reached yet has not told how many cores it has
-        known = all(a.max_cores is not None or a.cluster.batch != "Shell" for a in self.actors.values())
+        placements = [actor.placement for actor in self.actors.values()]
+        known = all(p.max_cores is not None or p.cluster.batch != "Shell" for p in placements)
         if not others and known:
-            count = self.ledger.unplaceable({name: a.capable(a.max_cores, a.cluster.max_gpus) for name, a in self.actors.items()})
+            count = self.ledger.unplaceable({p.name: p.capable(p.max_cores, p.cluster.max_gpus) for p in placements})
             if count:
                 log.warning("%d jobs can run on no cluster: failed", count)
 

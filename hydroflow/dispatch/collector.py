@@ -1,4 +1,4 @@
-"""From an ended job's folder to its verdict: the engine reads, files are kept, the ledger is told.
+"""From ended jobs' folders to their verdicts: the engine reads, files are kept, the ledger is told.
 
 A job that left an exit code gets the verdict of its engine and, if that is a failure, the recovery the engine declares; a
 job that left none was lost by the machine or the scheduler, which is no verdict and is run again.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,51 +18,100 @@ from typing import Any
 from hydroflow.campaign import Cluster
 from hydroflow.dispatch.engine import Collected, Engine, Recovery, engine_for
 from hydroflow.dispatch.job import JobSpec
-from hydroflow.dispatch.ledger import AgentLedger, now, spec_of
+from hydroflow.dispatch.ledger import AgentLedger, Change, now, spec_of
 from hydroflow.dispatch.states import State
+from hydroflow.dispatch.suspicion import UNEXPLAINED
 from hydroflow.dispatch.wrapper import last_lines, read_exit_code, read_times
 from hydroflow.errors import EngineFailure, FailureCode, ServiceError, SettingsError
 from hydroflow.store.objects import ObjectStore
+from hydroflow.store.packs import put_pack
 
 MAX_LOSSES = 5
 """Attempts of one job that may vanish before a person is asked."""
 MAX_RESULT_BYTES = 1 << 20
 MAX_KEPT_BYTES = 64 << 20
 """Files of a quarantined job above this are left out of its archive."""
+FULL_KB = 64
+"""A disk with less than this when a job failed on it was full."""
+_VANISHED = "vanished without an exit code (machine or scheduler killed it)"
+_NEVER_STARTED = "left the queue without having been started"
 _UNCLEAR = {FailureCode.killed, FailureCode.unknown, FailureCode.missing_output, FailureCode.truncated_output,
             FailureCode.corrupted_output}
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be told about one ended job.
+
+    Attributes
+    ----------
+    failure
+        Code of what went wrong in this attempt; None when nothing did.
+    keep_folder
+        Its folder on the cluster is needed for a restart.
+    proof
+        Files to be packed with those of the other jobs.
+    """
+
+    change: Change
+    failure: FailureCode | None = None
+    keep_folder: bool = False
+    proof: Mapping[str, Path] = field(default_factory=dict)
+
+
 class Collector:
-    """Judges ended jobs of one cluster."""
+    """Judges ended jobs of one cluster.
 
-    def __init__(self, ledger: AgentLedger, objects: ObjectStore, name: str, cluster: Cluster) -> None:
-        self.ledger, self.objects, self.name, self.cluster = ledger, objects, name, cluster
+    Parameters
+    ----------
+    elsewhere
+        Whether another cluster that is above suspicion could run a job.
+    """
 
-    def collect(self, job: Mapping[str, Any], folder: Path) -> tuple[State, bool]:
-        """Judge one job; returns its new state and whether its folder is needed for a restart.
+    def __init__(self, ledger: AgentLedger, objects: ObjectStore, name: str, cluster: Cluster,
+                 elsewhere: Callable[[Mapping[str, Any]], bool] = lambda job: False) -> None:
+        self.ledger, self.objects, self.name, self.cluster, self.elsewhere = ledger, objects, name, cluster, elsewhere
+
+    def collect(self, ended: Sequence[tuple[Mapping[str, Any], Path]]) -> list[Verdict]:
+        """Judge ended jobs (document, fetched folder), keep their files and tell the ledger, in one write.
 
         Raises
         ------
         ServiceError
-            the object store does not work; the job stays in ``collecting`` and this can be called again.
+            the object store does not work; the jobs stay in ``collecting`` and this can be called again.
         """
+        verdicts = [self._judge(job, folder) for job, folder in ended]
+        packed = put_pack(self.objects, {f"{v.change.key}/{name}": path for v in verdicts for name, path in v.proof.items()})
+        changes = []
+        for v in verdicts:
+            values = dict(v.change.values)
+            if v.proof:
+                values["outputs"] = {**values.get("outputs", {}), **{n: packed[f"{v.change.key}/{n}"] for n in v.proof}}
+            changes.append(replace(v.change, values=values))
+        self.ledger.change(changes)
+        return verdicts
+
+    def _judge(self, job: Mapping[str, Any], folder: Path) -> Verdict:
         key, spec = job["_id"], spec_of(job)
-        cost = self._cost(job, spec, folder)
-        engine = engine_for(spec.kind)
-        if job.get("cancel"):
-            self.ledger.cancelled(key, job["cancel"], {"cost": cost})
-            return State.cancelled, False
-        code = read_exit_code(folder)
-        if code is None:
-            return self._lost(job, spec, engine, cost, (folder / ".started").exists())
         try:
-            collected = self._read(engine, spec, folder, code)
-            outputs = {name: self.objects.put_file(path) for name, path in collected.keep.items()}
-        except EngineFailure as failure:
-            return self._failure(job, spec, engine, failure, cost, folder)
-        self.ledger.done(key, dict(collected.result), outputs, cost)
-        return State.done, False
+            engine = engine_for(spec.kind)
+            cost = self._cost(job, spec, folder)
+            if job.get("cancel"):
+                return Verdict(Change(key, State.cancelled, job["cancel"], {"cost": cost}))
+            code = read_exit_code(folder)
+            if code is None:
+                return self._lost(job, spec, engine, cost, FailureCode.lost,
+                                  _VANISHED if (folder / ".started").exists() else _NEVER_STARTED)
+            try:
+                collected = self._read(engine, spec, folder, code)
+            except EngineFailure as failure:
+                return self._failure(job, spec, engine, failure, cost, folder)
+        except SettingsError as error:  # no such engine here: not the job's fault, a person must look
+            told = {"code": FailureCode.unknown.value, "message": str(error), "details": {}}
+            return Verdict(Change(key, State.failed, str(error), {"failure": told}))
+        outputs = {name: self.objects.put_file(path) for name, path in collected.keep.items()}
+        return Verdict(Change(key, State.done, "collected", {"result": dict(collected.result), "outputs": outputs, "cost": cost},
+                              ("failure", "restart_from")), proof=collected.proof)
 
     def _read(self, engine: Engine, spec: JobSpec, folder: Path, code: int) -> Collected:
         try:
@@ -78,7 +127,7 @@ class Collector:
         if size > MAX_RESULT_BYTES:
             raise EngineFailure(FailureCode.corrupted_output, f"the engine's result takes {size / 1e6:.1f} MB; results above "
                                 f"{MAX_RESULT_BYTES / 1e6:.1f} MB belong into a kept file")
-        absent = [name for name, path in collected.keep.items() if not Path(path).is_file()]
+        absent = [name for name, path in [*collected.keep.items(), *collected.proof.items()] if not Path(path).is_file()]
         if absent:
             raise EngineFailure(FailureCode.missing_output, f"files to keep are not there: {', '.join(absent)}")
         return collected
@@ -95,56 +144,54 @@ class Collector:
         if code in (126, 127):
             return EngineFailure(FailureCode.executable_missing, last_lines(folder, "stderr.txt", 300).strip()
                                  or f"exit code {code}", failure.details)
-        if "No space left on device" in last_lines(folder, "stderr.txt"):
-            return EngineFailure(FailureCode.disk_full, f"the disk of {folder} is full; {failure.message}", failure.details)
+        free = read_times(folder).free_kb
+        # what would have said so may not have fitted on the disk either
+        if "No space left on device" in last_lines(folder, "stderr.txt") or (free is not None and free < FULL_KB and code):
+            return EngineFailure(FailureCode.disk_full, f"the disk it ran on was full; {failure.message}", failure.details)
         return failure
 
     # ---- what did not work ----
     def _failure(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, failure: EngineFailure,
-                 cost: Mapping[str, Any], folder: Path) -> tuple[State, bool]:
+                 cost: Mapping[str, Any], folder: Path) -> Verdict:
         key, count = job["_id"], job.get("failures", 0) + 1
-        if failure.code == FailureCode.executable_missing:
-            return self._elsewhere(job, failure, cost)
-        recovery = self._recovery(engine, spec, failure, count)
         told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name}
+        if failure.code is FailureCode.disk_full:
+            return self._lost(job, spec, engine, cost, FailureCode.disk_full, failure.message)
+        recovery = self._recovery(engine, spec, failure, count)
+        bound = recovery is not None and recovery.keep_folder
+        if failure.code is FailureCode.executable_missing or (
+                failure.code in UNEXPLAINED and not bound and self.elsewhere(job)):
+            # perhaps the cluster, not the job, is at fault: another cluster takes it, and it is no failure of the job yet
+            avoid = sorted({*job.get("avoid", []), self.name})
+            return Verdict(Change(key, State.prepared, f"{failure}; to be run on another cluster than {self.name}",
+                                  {"avoid": avoid, "failure": told, "cost": cost}, ("restart_from",)), failure.code)
         if recovery is not None:
-            self.ledger.again(key, State.collecting, f"{failure}; {recovery.action}", {
+            return Verdict(Change(key, State.prepared, f"{failure}; {recovery.action}", {
                 "failures": count, "failure": told, "cost": cost,
                 "adjustments": {**job.get("adjustments", {}), **recovery.adjustments},
-                "restart_from": job["folder"] + "/" + key if recovery.keep_folder else None})
-            return State.prepared, recovery.keep_folder
+                "restart_from": f"{job['folder']}/{key}" if recovery.keep_folder else None}),
+                failure.code, recovery.keep_folder)
         told["stdout"], told["stderr"] = last_lines(folder, "stdout.txt"), last_lines(folder, "stderr.txt")
         outputs = {"quarantine.tar.gz": self.objects.put(_archive(folder))}
-        self.ledger.quarantined(key, f"{failure}; no recovery is left after {count} failures", {
-            "failures": count, "failure": told, "cost": cost, "outputs": outputs})
-        return State.quarantined, False
+        return Verdict(Change(key, State.quarantined, f"{failure}; no recovery is left after {count} failures", {
+            "failures": count, "failure": told, "cost": cost, "outputs": outputs}), failure.code)
 
-    def _elsewhere(self, job: Mapping[str, Any], failure: EngineFailure, cost: Mapping[str, Any]) -> tuple[State, bool]:
-        """The cluster, not the job, is at fault: another cluster may take it; the last one leaves it failed."""
-        avoid = sorted({*job.get("avoid", []), self.name})
-        told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name}
-        self.ledger.again(job["_id"], State.collecting, f"{failure}; {self.name} cannot run it",
-                          {"avoid": avoid, "failure": told, "cost": cost})
-        return State.prepared, False
-
-    def _lost(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any],
-              started: bool) -> tuple[State, bool]:
+    def _lost(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], code: FailureCode,
+              what: str) -> Verdict:
+        """The machine's fault: the job is run again after a pause, going on from its checkpoints where it started."""
         key, losses = job["_id"], job.get("losses", 0) + 1
-        what = ("vanished without an exit code (machine or scheduler killed it)" if started
-                else "left the queue without having been started")
-        told = {"code": FailureCode.lost.value, "message": what, "details": {}, "attempt": job["attempt"],
-                "cluster": self.name}
+        told = {"code": code.value, "message": what, "details": {}, "attempt": job["attempt"], "cluster": self.name}
         if losses >= MAX_LOSSES:
-            self.ledger.failed(key, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
-                               {"losses": losses, "failure": told, "cost": cost})
-            return State.failed, False
-        recovery = self._recovery(engine, spec, EngineFailure(FailureCode.killed, what), losses) if started else None
+            return Verdict(Change(
+                key, State.failed, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
+                {"losses": losses, "failure": told, "cost": cost}), code)
+        killed = EngineFailure(FailureCode.killed, what)
+        recovery = self._recovery(engine, spec, killed, losses) if what == _VANISHED else None
         values = {"losses": losses, "failure": told, "cost": cost, "not_before": now() + timedelta(seconds=2 ** losses)}
         if recovery is not None:
             values["adjustments"] = {**job.get("adjustments", {}), **recovery.adjustments}
             values["restart_from"] = f"{job['folder']}/{key}" if recovery.keep_folder else None
-        self.ledger.again(key, State.collecting, f"{what}; run again", values)
-        return State.prepared, bool(values.get("restart_from"))
+        return Verdict(Change(key, State.prepared, f"{what}; run again", values), code, bool(values.get("restart_from")))
 
     @staticmethod
     def _recovery(engine: Engine, spec: JobSpec, failure: EngineFailure, count: int) -> Recovery | None:
@@ -180,5 +227,3 @@ def _archive(folder: Path) -> bytes:
             if path.is_file() and not path.is_symlink() and path.stat().st_size < MAX_KEPT_BYTES:
                 archive.add(path, arcname=str(path.relative_to(folder)), recursive=False)
     return buffer.getvalue()
-
-

@@ -27,11 +27,15 @@ class Collected:
     result
         Small JSON-able values (≤ 100 kB), stored in the ledger.
     keep
-        Files of the job's folder to keep in the object store, name → path.
+        Files that other jobs or the report read, name → path: each an object of its own, under the digest of its content.
+    proof
+        Small files kept only for people who doubt the result, name → path: packed together with those of other jobs
+        (:mod:`hydroflow.store.packs`).
     """
 
     result: dict[str, Any]
     keep: dict[str, Path] = field(default_factory=dict)
+    proof: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,11 @@ time, host and reason to the job's history. Many changes of one kind travel in o
 
 from __future__ import annotations
 
-import hashlib
-import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -212,6 +210,17 @@ def _chunks(items: list, size: int = CHUNK) -> Iterable[list]:
 _ON_CLUSTER = ("owner", "lease_until")
 
 
+@dataclass(frozen=True)
+class Change:
+    """What an agent reports about one of its jobs: the state it goes to, why, and the values that come with it."""
+
+    key: str
+    target: State
+    reason: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+
+
 class AgentLedger(Ledger):
     """What an agent does to jobs: claim, keep the lease, report.
 
@@ -294,27 +303,36 @@ class AgentLedger(Ledger):
     def collecting(self, keys: Sequence[str]) -> None:
         self._move(keys, (State.submitted, State.running), State.collecting, "its process has ended", also={"owner": self.owner})
 
-    def done(self, key: str, result: Mapping[str, Any], outputs: Mapping[str, str], cost: Mapping[str, Any]) -> bool:
-        return self._finish(key, State.done, "collected", {"result": result, "outputs": outputs, "cost": cost},
-                            ("failure", "restart_from"))
-
-    def again(self, key: str, expected: State | Iterable[State], reason: str, values: Mapping[str, Any]) -> bool:
-        """Back to prepared for another attempt."""
-        return self._move([key], expected, State.prepared, reason, values, unset=_ON_CLUSTER,
-                          also={"owner": self.owner}) == 1
+    def change(self, changes: Sequence[Change]) -> None:
+        """Report ends of attempts, in one write. A job that is no longer this agent's, or in no state from which it may go
+        there, stays as it is."""
+        updates = []
+        for c in changes:
+            expected = [s.value for s in ACTIVE if s.value in sources(c.target)]
+            values = {**c.values, "finished": now()} if c.target in TERMINAL else c.values
+            updates.append(UpdateOne({"_id": c.key, "owner": self.owner, "state": {"$in": expected}},
+                                     _update(c.target, c.reason, values, (*_ON_CLUSTER, *c.unset))))
+        if updates:
+            self.collection.bulk_write(updates, ordered=False)
 
     def release_lost(self, cluster: str, here_only: bool, dead_owners: str, reason: str) -> int:
-        """Give up every job on a cluster that has been away too long: any cluster may run them again. Should the cluster
-        come back, what it still has of them is unwanted and is stopped (:mod:`hydroflow.dispatch.reconcile`)."""
+        """Give up every job and checkpoint on a cluster that has been away too long: any cluster may run them again. Should
+        the cluster come back, what it still has of them is unwanted and is stopped (:mod:`hydroflow.dispatch.reconcile`)."""
         self.take_over(cluster, here_only, dead_owners)
+        self._forget_checkpoints({"cluster": cluster})
         update = _update(State.prepared, reason, unset=(*_ON_CLUSTER, "cluster", "batch", "scheduler_id", "restart_from"))
         return self.collection.update_many(
             {"cluster": cluster, "owner": self.owner, "state": {"$in": [s.value for s in ACTIVE]}},
             {**update, "$inc": {"losses": 1}}).modified_count
 
+    def _forget_checkpoints(self, match: Mapping[str, Any]) -> None:
+        self.collection.update_many({"state": State.prepared.value, "restart_from": {"$type": "string"}, **match},
+                                    {"$unset": {"restart_from": ""}})
+
     def unplaceable(self, clusters: Mapping[str, Mapping[str, Any]]) -> int:
         """Fail waiting jobs that none of these clusters can ever run; `clusters` gives each one's MongoDB filter. Returns
-        how many."""
+        how many. Checkpoints on any other cluster are given up."""
+        self._forget_checkpoints({"cluster": {"$nin": list(clusters)}})
         rows = self.collection.find({"state": State.prepared.value, "$nor": list(clusters.values())},
                                     {"kind": 1, "resources": 1, "avoid": 1, "failure": 1})
         count = 0
@@ -331,31 +349,12 @@ class AgentLedger(Ledger):
         return count
 
     def give_back(self, keys: Sequence[str], reason: str) -> int:
-        """Not submitted after all: any cluster may take them."""
-        return self._move(keys, State.submitted, State.prepared, reason, unset=(*_ON_CLUSTER, "cluster", "batch"),
+        """Not submitted after all: any cluster may take them, except where checkpoints bind them to this one."""
+        return self._move(keys, State.submitted, State.prepared, reason, unset=(*_ON_CLUSTER, "batch"),
                           also={"owner": self.owner})
-
-    def quarantined(self, key: str, reason: str, values: Mapping[str, Any]) -> bool:
-        return self._finish(key, State.quarantined, reason, values)
-
-    def failed(self, key: str, reason: str, values: Mapping[str, Any]) -> bool:
-        return self._finish(key, State.failed, reason, values)
-
-    def cancelled(self, key: str, reason: str, values: Mapping[str, Any]) -> bool:
-        return self._finish(key, State.cancelled, reason, values)
 
     def cancel_wishes(self, cluster: str) -> dict[str, str]:
         """key → reason of this agent's jobs on a cluster that nobody wants any more."""
         rows = self.collection.find({"cluster": cluster, "owner": self.owner, "cancel": {"$exists": True},
                                      "state": {"$in": [s.value for s in ACTIVE]}}, {"cancel": 1})
         return {row["_id"]: row["cancel"] for row in rows}
-
-    def _finish(self, key: str, state: State, reason: str, values: Mapping[str, Any], unset: Sequence[str] = ()) -> bool:
-        expected = [s for s in ACTIVE if s.value in sources(state)]
-        return self._move([key], expected, state, reason, {**values, "finished": now()}, unset=(*_ON_CLUSTER, *unset),
-                          also={"owner": self.owner}) == 1
-
-
-def owner_name(home: str) -> str:
-    """Name of this process as an owner of jobs."""
-    return f"{host()}/{hashlib.sha256(os.fsencode(home)).hexdigest()[:8]}/{os.getpid()}-{os.urandom(3).hex()}"

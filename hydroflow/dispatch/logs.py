@@ -12,6 +12,7 @@ from hydroflow.dispatch.site import Site
 from hydroflow.dispatch.states import ACTIVE
 from hydroflow.store.documents import Job
 from hydroflow.store.objects import ObjectStore
+from hydroflow.store.packs import read
 
 NAMES = ("stdout.txt", "stderr.txt")
 
@@ -19,9 +20,9 @@ NAMES = ("stdout.txt", "stderr.txt")
 def stored_logs(objects: ObjectStore, job: Job) -> dict[str, str]:
     """Output kept in the object store: the quarantine's archive, or what the engine keeps under these names."""
     outputs = job.outputs or {}
-    texts = {name: objects.get(outputs[name]).decode(errors="replace") for name in NAMES if name in outputs}
+    texts = {name: read(objects, outputs[name]).decode(errors="replace") for name in NAMES if name in outputs}
     if not texts and "quarantine.tar.gz" in outputs:
-        with tarfile.open(fileobj=io.BytesIO(objects.get(outputs["quarantine.tar.gz"]))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(read(objects, outputs["quarantine.tar.gz"]))) as archive:
             for name in NAMES:
                 try:
                     member = archive.extractfile(name)

@@ -25,8 +25,8 @@ from hydroflow.dispatch.job import Resources
 from hydroflow.dispatch.transport import LocalContext, RemoteContext, ssh_errors
 from hydroflow.dispatch.wrapper import SCRIPT
 
-BATCH_MARGIN_S = 300
-"""Added to a scheduler job's wall time, so that each job's own limit strikes first and leaves a verdict."""
+JOB_MARGIN_S, BATCH_MARGIN_S = 60, 300
+"""Added to the wall time of each job and of a scheduler job, so that the job's own limit strikes first and leaves a verdict."""
 SLURM = ("Slurm", "SlurmJobArray")
 _SLURM_ALIVE = {"PD", "CF", "S", "R", "CG", "RD", "RF", "RH", "RQ", "RS", "SI", "SO", "ST"}
 
@@ -62,6 +62,14 @@ def batch_name(keys_and_attempts: Sequence[tuple[str, int]]) -> str:
     return f"{key}-{attempt}" + (f"-and-{len(keys_and_attempts) - 1}" if len(keys_and_attempts) > 1 else "")
 
 
+def wall_time_each(cluster: Cluster, count: int) -> float:
+    """Wall time (s) that each of `count` jobs may have for all to fit into one scheduler job of the cluster."""
+    if cluster.max_wall_time_s is None:
+        return math.inf
+    in_turn = 1 if cluster.batch == "SlurmJobArray" else count
+    return (cluster.max_wall_time_s - BATCH_MARGIN_S) / in_turn - JOB_MARGIN_S
+
+
 # ---- scripts ----
 def write_scripts(cluster: Cluster, context: LocalContext | RemoteContext, batch: Batch, staged: Path) -> SchedulerJob:
     """Write ``NAME.sub`` and ``NAME.sub.run`` into the staged folder; `context` is bound to the batch's folder."""
@@ -77,7 +85,7 @@ def write_scripts(cluster: Cluster, context: LocalContext | RemoteContext, batch
 def _resources(cluster: Cluster, batch: Batch) -> SchedulerResources:
     """The largest of the group; one after another, so wall times add up except in an array."""
     array = cluster.batch == "SlurmJobArray"
-    walls = [job.resources.wall_time_s + 60 for job in batch.jobs]
+    walls = [job.resources.wall_time_s + JOB_MARGIN_S for job in batch.jobs]
     wall_s = (max(walls) if array else sum(walls)) + BATCH_MARGIN_S
     memory = max(job.resources.memory_mb for job in batch.jobs)
     return SchedulerResources(

@@ -2,22 +2,29 @@
 
 Scheduler jobs may start twice (a resubmission that raced, a requeue after a node failure): the first to make the
 directory ``.started`` runs, any other leaves at once. The command's exit code, output and times are written beside it,
-and the script itself always ends well, so that one job never takes its group down.
+and the script itself always ends well, so that one job never takes its group down. On a full disk it waits for room: a
+command that has ended is not to be run again because its exit code could not be written.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 SCRIPT = "hydroflow_run.sh"
 LOGS = ("exit_code", "stdout.txt", "stderr.txt", "hydroflow_times")
 """What the script leaves in the job's folder."""
+PATIENCE = 48
+"""Tries, 5 s apart, to write on a full disk: within the margin of the scheduler job's wall time."""
 
 _TEMPLATE = """#!/bin/bash
-mkdir .started 2>/dev/null || exit 0
+for i in $(seq {patience}); do
+  mkdir .started 2>/dev/null && break
+  test -d .started && exit 0
+  sleep 5
+done
 trap 'test -n "$child" && kill -TERM -- "-$child" 2>/dev/null' TERM INT
 echo "start $(date +%s.%N) $(hostname)" > hydroflow_times
 {restart}{exports}
@@ -27,19 +34,26 @@ echo $child > .process_group
 wait $child; code=$?
 # a signal interrupts wait before the command has ended
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
-echo "end $(date +%s.%N)" >> hydroflow_times
-echo $code > .exit_code && mv .exit_code exit_code
+end="end $(date +%s.%N) $(df -Pk . | tail -n 1 | tr -s ' ' | cut -d' ' -f4)"
+for i in $(seq {patience}); do
+  {{ echo "$end" >> hydroflow_times && echo $code > .exit_code && mv .exit_code exit_code; }} 2>/dev/null && break
+  sleep 5
+done
 exit 0
 """
 
 
 @dataclass(frozen=True)
 class Times:
-    """When and where a job's command ran, seconds since the epoch on the cluster's clock; None where unknown."""
+    """When and where a job's command ran, seconds since the epoch on the cluster's clock; None where unknown.
+
+    `free_kb` is what was left on the disk when it ended.
+    """
 
     start: float | None = None
     end: float | None = None
     host: str = ""
+    free_kb: int | None = None
 
     @property
     def wall_s(self) -> float:
@@ -66,7 +80,7 @@ def write_script(folder: Path, attempt: Attempt) -> None:
                    "rm -f exit_code stdout.txt stderr.txt result.json failure.json\n")
     exports = "".join(f"export {k}={shlex.quote(str(v))}\n" for k, v in attempt.environment.items())
     text = _TEMPLATE.format(restart=restart, exports=exports, wall_time_s=attempt.wall_time_s,
-                            command=shlex.quote(attempt.command))
+                            patience=PATIENCE, command=shlex.quote(attempt.command))
     (folder / SCRIPT).write_text(text)
 
 
@@ -78,24 +92,26 @@ def read_exit_code(folder: Path) -> int | None:
 
 
 def read_times(folder: Path) -> Times:
-    start = end = None
-    host = ""
+    times = Times()
     try:
         lines = (folder / "hydroflow_times").read_text().splitlines()
     except OSError:
-        return Times()
+        return times
     for line in lines:
-        words = line.split()
-        if len(words) >= 2 and words[0] in ("start", "end"):
-            try:
-                value = float(words[1])
-            except ValueError:
-                continue
-            if words[0] == "start":
-                start, host = value, words[2] if len(words) > 2 else ""
-            else:
-                end = value
-    return Times(start, end, host)
+        match line.split():
+            case ["start", clock, *rest] if _number(clock):
+                times = replace(times, start=float(clock), host=rest[0] if rest else "")
+            case ["end", clock, *rest] if _number(clock):
+                times = replace(times, end=float(clock), free_kb=int(rest[0]) if rest and rest[0].isdigit() else None)
+    return times
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def last_lines(folder: Path, name: str, limit: int = 4000) -> str:

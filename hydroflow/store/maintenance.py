@@ -48,7 +48,7 @@ def verify(store: Store, on_progress: Callable[[int], None] | None = None) -> Ve
     lost = {*out.missing, *out.damaged}
     if lost:
         for row in store.database["jobs"].find({"state": "done"}, {"outputs": 1}):
-            if lost & set((row.get("outputs") or {}).values()):
+            if lost & set(_digests(row.get("outputs") or {})):
                 out.redo.append(row["_id"])
     return out
 

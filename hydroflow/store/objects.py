@@ -49,6 +49,10 @@ class ObjectStore(Protocol):
     def get(self, digest: str) -> bytes:
         """The bytes, verified. Raises :class:`ObjectMissing`, :class:`ObjectDamaged`."""
 
+    def get_range(self, digest: str, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on, fewer where the object ends earlier. The one read that cannot be verified against
+        the digest; see :mod:`hydroflow.store.packs`."""
+
     def fetch(self, digest: str, path: str | Path) -> None:
         """Write the object to `path`, verified, whole or not at all."""
 
@@ -195,6 +199,14 @@ class DirectoryObjects:
         if digest_of(data) != digest:
             raise damaged(digest)
         return data
+
+    def get_range(self, digest: str, start: int, size: int) -> bytes:
+        try:
+            with disk_errors(self.root, "reading an object"), open(self.root / object_key(digest), "rb") as handle:
+                handle.seek(start)
+                return handle.read(size)
+        except FileNotFoundError:
+            raise missing(digest) from None
 
     def fetch(self, digest: str, path: str | Path) -> None:
         target = Path(path)

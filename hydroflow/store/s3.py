@@ -111,6 +111,13 @@ class S3Objects:
             raise damaged(digest)
         return data
 
+    def get_range(self, digest: str, start: int, size: int) -> bytes:
+        if size == 0:
+            return b""
+        buffer = io.BytesIO()
+        self._download(object_key(digest), digest, buffer, Range=f"bytes={start}-{start + size - 1}")
+        return buffer.getvalue()
+
     def fetch(self, digest: str, path: str | Path) -> None:
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -216,10 +223,10 @@ class S3Objects:
         self._download(key, name, buffer)
         return buffer.getvalue()
 
-    def _download(self, key: str, name: str, out: IO[bytes]) -> None:
+    def _download(self, key: str, name: str, out: IO[bytes], **options: str) -> None:
         try:
             with self._errors("reading an object"):
-                body = self._s3.get_object(Bucket=self.bucket, Key=key)["Body"]
+                body = self._s3.get_object(Bucket=self.bucket, Key=key, **options)["Body"]
                 for block in body.iter_chunks(CHUNK):
                     out.write(block)
         except _Refused as refused:

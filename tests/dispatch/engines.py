@@ -22,7 +22,8 @@ class Echo:
     """A shell command that counts its own executions by appending its key to a file.
 
     Inputs: ``value`` (echoed), ``sleep`` (s), ``log`` (file that each execution appends to), ``exit`` (exit code of the
-    first ``fail_times`` attempts as told by the adjustments), ``garbage`` (write an unreadable answer).
+    first ``fail_times`` attempts as told by the adjustments), ``garbage`` (write an unreadable answer), ``proof`` (keep
+    the answer as proof, packed with other jobs').
     """
 
     kind = ECHO
@@ -42,7 +43,7 @@ class Echo:
         if i.get("garbage"):
             lines.append("echo '{half' > answer.json")
         else:
-            lines.append("cp value.txt answer.json; echo said")
+            lines.append("cp value.txt answer.json || exit 74; echo said")
         if "log" in i:
             lines.append(f"echo {job.key} $HYDROFLOW_CLUSTER >> {i['log']}.finished")
         return "\n".join(lines)
@@ -58,7 +59,10 @@ class Echo:
             answer = json.loads((folder / "answer.json").read_text())
         except ValueError as error:
             raise EngineFailure(FailureCode.corrupted_output, f"answer.json: {error}") from error
-        return Collected({"answer": answer}, {"answer.json": folder / "answer.json"})
+        files = {"answer.json": folder / "answer.json"}
+        if job.inputs.get("proof"):
+            return Collected({"answer": answer}, proof={**files, "stdout.txt": folder / "stdout.txt"})
+        return Collected({"answer": answer}, files)
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
         if failure.code == FailureCode.corrupted_output or attempt > job.inputs.get("recoveries", 0):

@@ -66,7 +66,7 @@ def test_the_cluster_of_higher_priority_is_filled_first(store, agent):
     running = agent({"low": Cluster(max_cores=4), "high": Cluster(max_cores=4, priority=1)})
     ledger = Ledger(store)
     deadline = time.monotonic() + 60
-    while any(actor.room is None for actor in running.actors.values()):  # both are connected and have looked for work
+    while any(actor.placement.room is None for actor in running.actors.values()):  # both are connected and have looked for work
         assert time.monotonic() < deadline, {name: actor.health for name, actor in running.actors.items()}
         time.sleep(0.1)
     assert {j.cluster for j in ledger.wait(ledger.submit([echo(i, sleep=0.5) for i in range(3)], "a"))} == {"high"}

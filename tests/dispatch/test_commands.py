@@ -8,10 +8,12 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from hydroflow.campaign import Cluster
 from hydroflow.cli.main import cli
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.errors import HydroflowError
+from hydroflow.store.packs import read
 from tests.dispatch.engines import ECHO
 
 
@@ -116,6 +118,27 @@ def test_storage_verify_names_jobs_to_redo_and_gc_spares_what_is_used(store, age
     run("storage", "gc", "--older-than-hours", "0", "--delete")
     assert not store.objects.exists(rubbish)
     assert json.loads(run("storage", "verify", "--json"))["checked"] == 3
+
+
+def test_small_proofs_share_objects_and_damage_to_one_redoes_its_jobs(store, agent, run):
+    agent({"local": Cluster(group_size=20, max_cores=1)})
+    ledger = Ledger(store)
+    keys = ledger.submit([echo(i, proof=True) for i in range(20)], "hunt")
+    jobs = ledger.wait(keys)
+    assert len(list(store.objects.list())) < 10  # 40 files
+    assert "said" in run("jobs", "logs", keys[3])
+    assert [read(store.objects, j.outputs["answer.json"]) for j in jobs] == [str(i).encode() for i in range(20)]
+    assert json.loads(run("storage", "gc", "--older-than-hours", "0", "--json"))["objects"] == []
+    pack = jobs[0].outputs["answer.json"].partition("#")[0]
+    path = store.settings.home / "objects" / "objects" / pack[7:9] / pack[9:]
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    inside = {j.key for j in jobs if j.outputs["answer.json"].startswith(pack)}
+    found = json.loads(run("storage", "verify", "--json", code=1))
+    assert found["damaged"] == [pack] and set(found["redo"]) == inside
+    run("storage", "verify", "--redo", code=1)
+    assert {j.state for j in ledger.wait(keys)} == {"done"}
+    assert json.loads(run("storage", "verify", "--json"))["damaged"] == []
 
 
 def test_reconcile_finds_and_clears_what_nobody_wants(store, run):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hydroflow.errors import DataError
-from hydroflow.store.objects import ManifestExists, ObjectMissing, ObjectStore
+from hydroflow.store import packs
+from hydroflow.store.objects import ManifestExists, ObjectDamaged, ObjectMissing, ObjectStore
 
 
 def digest(data: bytes) -> str:
@@ -33,6 +34,22 @@ class ObjectStoreContract:
         assert target.read_bytes() == source.read_bytes() and name == digest(source.read_bytes())
         assert objects.put_file(source) == name
         assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
+
+    def test_small_files_share_an_object_and_come_back_one_by_one(self, objects: ObjectStore, tmp_path: Path) -> None:
+        files = {}
+        for i, data in enumerate((b"", b"a", os.urandom(70_000), os.urandom(packs.LARGE_BYTES + 1))):
+            files[f"job{i}/out"] = tmp_path / str(i)
+            files[f"job{i}/out"].write_bytes(data)
+        addresses = packs.put_pack(objects, files)
+        assert {name: packs.read(objects, address) for name, address in addresses.items()} == {
+            name: path.read_bytes() for name, path in files.items()}
+        assert len(list(objects.list())) == 2  # the pack and the large file
+        assert packs.put_pack(objects, files) == addresses
+        with pytest.raises(ObjectDamaged, match="storage verify"):
+            packs.read(objects, addresses["job1/out"][:-64] + "0" * 64)
+        objects.delete(addresses["job1/out"][:71])
+        with pytest.raises(ObjectMissing):
+            packs.read(objects, addresses["job2/out"])
 
     def test_missing_objects_are_named(self, objects: ObjectStore, tmp_path: Path) -> None:
         absent = digest(b"never stored")
