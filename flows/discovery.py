@@ -11,10 +11,14 @@ from contextlib import contextmanager
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled
 
+from flows.batches import CancelledInPrefect, show_batch
 from flows.progress import StageProgress
 from hydroflow.campaign import Campaign
 from hydroflow.dispatch.ledger import Ledger
+from hydroflow.errors import RunCancelled
 from hydroflow.learning import loop
 from hydroflow.learning.context import Context
 from hydroflow.learning.loop import Learned
@@ -32,7 +36,8 @@ def stage_context(campaign_name: str, stage: str) -> Iterator[Context]:
     store = open_store()
     campaign = Campaign.from_json(get_run(campaign_name).text)
     with timed_stage(campaign_name, stage):
-        yield Context(campaign, store, Ledger(store), StageProgress(campaign_name, stage))
+        ledger = Ledger(store, CancelledInPrefect(), show_batch)
+        yield Context(campaign, store, ledger, StageProgress(campaign_name, stage))
 
 
 @task(task_run_name="bootstrap")
@@ -85,21 +90,32 @@ def coupling_and_tc(campaign_name: str, learned: Learned) -> int:
 def cancel_jobs(flow, flow_run, state) -> None:  # type: ignore[no-untyped-def]  # Prefect wants these very names
     """A flow run cancelled in the UI cancels the campaign's unfinished jobs on their clusters."""
     campaign = flow_run.parameters["campaign"]
-    name = campaign["name"] if isinstance(campaign, dict) else campaign.name
-    store = open_store()
-    Ledger(store).cancel(
-        list(Job.objects(campaigns=name).scalar("key")), campaign=name, reason="its flow run was cancelled"
-    )
+    cancel_campaign(campaign["name"] if isinstance(campaign, dict) else campaign.name)
+
+
+def cancel_campaign(name: str) -> None:
+    """Cancel the campaign's unfinished jobs; those that another campaign wants too go on."""
+    keys = list(Job.objects(campaigns=name).scalar("key"))
+    Ledger(open_store()).cancel(keys, campaign=name, reason="its flow run was cancelled")
 
 
 @flow(name="discovery", flow_run_name="{campaign.name}", on_cancellation=[cancel_jobs])
-def discovery(campaign: Campaign) -> dict[str, int]:
+def discovery(campaign: Campaign) -> dict[str, int] | State:
     """Discover superconducting ternary hydrides: learn the model, search, screen, compute Tc.
 
     Run again after any interruption, it goes on; finished labels and EPC calculations are never computed again.
     """
     open_store()
     open_run(campaign)
+    try:
+        return stages(campaign)
+    except RunCancelled as told:
+        cancel_campaign(campaign.name)
+        return Cancelled(message=str(told))
+
+
+def stages(campaign: Campaign) -> dict[str, int]:
+    """All stages in their order; how many candidates each filter left."""
     name, learning = campaign.name, campaign.learning
     learned = bootstrap(name)
     for index in range(learning.stage1.max_iterations):

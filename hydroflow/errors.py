@@ -40,6 +40,10 @@ class GenerationFailed(HydroflowError):
     """No structure could be made for a composition within bounded work; the message names composition and reason."""
 
 
+class RunCancelled(HydroflowError):
+    """Somebody cancelled the run that waited for jobs."""
+
+
 class TransportError(HydroflowError):
     """A cluster could not be reached or its scheduler did not answer. Not a verdict on any job."""
 

@@ -46,14 +46,21 @@ def run(file: Path, no_agent: bool) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     _show_progress()
+    from prefect.exceptions import CancelledRun
+
     from flows.discovery import discovery
     from flows.reconcile import close_abandoned, marked_with_process
 
     started = time.monotonic()
     click.echo(f"campaign {campaign.name}; flow runs: {api.removesuffix('/api')}", err=True)
     close_abandoned(campaign.name)
-    with marked_with_process():
-        counts = discovery(campaign)
+    try:
+        with marked_with_process():
+            counts = discovery(campaign)
+    except CancelledRun as told:
+        click.echo(f"campaign {campaign.name} was cancelled in Prefect: its open jobs are cancelled; the same command goes on "
+                   f"({told})", err=True)
+        sys.exit(130)
     click.echo(
         f"campaign {campaign.name} finished after {_clock(time.monotonic() - started)}: "
         + ", ".join(f"{k} {v}" for k, v in counts.items()),

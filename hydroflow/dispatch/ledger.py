@@ -20,7 +20,7 @@ from pymongo.collection import Collection
 
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.states import ACTIVE, TERMINAL, State, sources
-from hydroflow.errors import DataError
+from hydroflow.errors import DataError, RunCancelled
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
 
@@ -42,10 +42,19 @@ def now() -> datetime:
 
 
 class Ledger:
-    """What flows ask: submit, wait, look, retry, cancel. The agent's half is :class:`AgentLedger`."""
+    """What flows ask: submit, wait, look, retry, cancel. The agent's half is :class:`AgentLedger`.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    Parameters
+    ----------
+    cancelled
+        Asked while waiting: once true, the wait ends with :class:`RunCancelled`.
+    on_batch
+        Told the documents of every batch that was waited for to its end.
+    """
+
+    def __init__(self, store: Store, cancelled: Callable[[], bool] = lambda: False,
+                 on_batch: Callable[[list[Job]], None] = lambda jobs: None) -> None:
+        self.store, self.cancelled, self.on_batch = store, cancelled, on_batch
         self.collection: Collection = store.database[Job._get_collection_name()]
 
     # ---- asking ----
@@ -83,21 +92,23 @@ class Ledger:
         return UpdateOne({"_id": spec.key}, {"$setOnInsert": insert, "$addToSet": {"campaigns": campaign},
                                              "$max": {"priority": spec.priority}}, upsert=True)
 
-    def wait(self, keys: Sequence[str], on_progress: Callable[[dict[str, int]], None] | None = None, poll_s: float = 0.5,
-             cancelled: Callable[[], bool] | None = None) -> list[Job]:
+    def wait(self, keys: Sequence[str], on_progress: Callable[[dict[str, int]], None] | None = None,
+             poll_s: float = 0.5) -> list[Job]:
         """Wait until all jobs are terminal and return their documents in order.
 
         Parameters
         ----------
         on_progress
             called with the number of jobs per state, at first and whenever it changes.
-        cancelled
-            asked at every poll; once true, the jobs still open are cancelled and, after at most 60 s for the agent to
-            stop them, the documents are returned as they are.
+
+        Raises
+        ------
+        RunCancelled
+            once the ledger's `cancelled` says so; the jobs go on until :meth:`cancel` is called.
         """
         unique = list(dict.fromkeys(keys))
         finished: Counter[str] = Counter()
-        pending, shown, give_up = unique, None, None
+        pending, shown = unique, None
         while True:
             counts, open_keys = Counter(finished), []
             for chunk in _chunks(pending, 10_000):
@@ -111,13 +122,18 @@ class Ledger:
             if on_progress is not None and counts != shown:
                 on_progress(dict(counts))
                 shown = counts
-            if not pending or (give_up is not None and time.monotonic() > give_up):
-                return self.jobs(keys)
-            if give_up is None and cancelled is not None and cancelled():
-                self.cancel(pending, reason="the flow that wanted it was cancelled")
-                give_up = time.monotonic() + 60
+            if not pending:
+                jobs = self.jobs(keys)
+                self.on_batch(jobs)
+                return jobs
+            self.check_cancelled(f"{len(pending)} of {len(unique)} jobs")
             # asking for 10 000 states takes tens of milliseconds: be modest
             time.sleep(max(poll_s, len(pending) * 2e-4))
+
+    def check_cancelled(self, what: str) -> None:
+        """For whoever waits in another way than :meth:`wait`: raises :class:`RunCancelled`, naming what is still open."""
+        if self.cancelled():
+            raise RunCancelled(f"cancelled while {what} were open")
 
     def jobs(self, keys: Sequence[str]) -> list[Job]:
         """Documents in the order of `keys`.
@@ -149,7 +165,8 @@ class Ledger:
         count = 0
         for chunk in _chunks(list(keys)):
             match: dict[str, Any] = {"_id": {"$in": chunk}}
-            if campaign is not None:
+            if campaign is not None:  # what is over stays this campaign's, with its cost
+                match["state"] = {"$in": _PENDING}
                 self.collection.update_many(match, {"$pull": {"campaigns": campaign}})
                 match["campaigns"] = []
             count += self.collection.update_many(

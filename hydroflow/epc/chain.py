@@ -109,7 +109,6 @@ def run_chain(
     ledger: Ledger, store: Store, structures: StructureArrays, pseudos: Mapping[str, str], cutoffs: Mapping[str, float],
     engine_version: str, protocol_name: str | Protocol, mu_star: Sequence[float], campaign_name: str, cores: int = 1,
     on_progress: Callable[[dict[str, int]], None] | None = None, *, wall_time_s: int = 86_400, poll_s: float = 1.0,
-    cancelled: Callable[[], bool] | None = None,
 ) -> list[EpcResult]:
     """EPC of all structures, each step as soon as its crystal is ready for it.
 
@@ -127,13 +126,16 @@ def run_chain(
         Values of μ*, the first one first.
     on_progress
         Called with numbers of crystals and jobs: ``crystals, done, failed, jobs, jobs_done``, whenever they change.
-    cancelled
-        Asked at every poll; once true, open jobs are cancelled and the results so far returned.
 
     Returns
     -------
     list of EpcResult
         In the order of `structures`.
+
+    Raises
+    ------
+    RunCancelled
+        as :meth:`Ledger.wait` does.
     """
     settings = protocol(protocol_name)
     lost = [s for s, digest in pseudos.items() if not store.objects.exists(digest)]
@@ -164,13 +166,10 @@ def run_chain(
         open_chains = [c for c in chains if c.failure is None and not _finished(c, documents)]
         if not open_chains:
             break
-        if cancelled is not None and cancelled():
-            ledger.cancel([k for c in open_chains for k in c.keys], campaign_name, "the flow that wanted it was cancelled")
-            for c in open_chains:
-                c.failure = _failure("chain", "lost", "cancelled")
-            break
+        ledger.check_cancelled(f"{len(open_chains)} of {len(chains)} EPC chains")
         time.sleep(poll_s)
     documents = _documents(ledger, chains)
+    ledger.on_batch(list(documents.values()))
     return [_result(c, documents, settings, float(cutoffs["ecutwfc_ry"])) for c in chains]
 
 

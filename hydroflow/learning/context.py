@@ -21,7 +21,6 @@ class Context:
     store: Store
     ledger: Ledger
     progress: Progress = lambda what, done, total: None
-    cancelled: Callable[[], bool] = lambda: False
 
     def run(self, specs: Sequence[JobSpec], what: str) -> list[Job]:
         """Ask the ledger for these jobs and wait until each has ended; documents come back in the order of `specs`."""
@@ -32,4 +31,4 @@ class Context:
             ended = sum(counts.get(s, 0) for s in ("done", "failed", "quarantined", "cancelled"))
             self.progress(what, ended, total)
 
-        return self.ledger.wait(keys, on_progress=tell, cancelled=self.cancelled)
+        return self.ledger.wait(keys, on_progress=tell)

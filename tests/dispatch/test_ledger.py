@@ -11,7 +11,7 @@ from hydroflow.dispatch import ledger as module
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import AgentLedger, Change, Ledger, now
 from hydroflow.dispatch.states import TERMINAL, TRANSITIONS, State
-from hydroflow.errors import DataError
+from hydroflow.errors import DataError, RunCancelled
 from hydroflow.store.documents import Job
 
 S = State
@@ -82,6 +82,23 @@ def test_two_that_want_the_same_job_both_get_its_one_answer(store):
     assert answers == [{"answer": 7}] * 2
     # asked again later, it is not computed again
     assert first.submit([spec(1)], "c") == [key] and state(key) == "done"
+
+
+def test_a_cancelled_run_stops_waiting_and_gives_up_only_what_is_open(store):
+    ledger = Ledger(store, cancelled=lambda: True)
+    keys = ledger.submit([spec(i) for i in range(3)], "a")
+    agent = AgentLedger(store, "h/h/1")
+    claim(agent, keys[:2])
+    agent.collecting(keys[:1])
+    agent.change([Change(keys[0], S.done, "collected", {"result": {"answer": 0}})])
+    with pytest.raises(RunCancelled, match="2 of 3 jobs were open"):
+        ledger.wait(keys)
+    assert ledger.cancel(keys, campaign="a", reason="cancelled in the UI") == 2
+    assert [state(key) for key in keys] == ["done", "submitted", "cancelled"]
+    assert agent.cancel_wishes("here") == {keys[1]: "cancelled in the UI"}
+    assert Job.objects.get(key=keys[0]).campaigns == ["a"]  # its cost stays the campaign's
+    batches: list[list[Job]] = []
+    assert Ledger(store, on_batch=batches.append).wait([keys[0]]) == batches[0]
 
 
 def test_a_report_of_one_who_lost_the_job_changes_nothing(store):

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hydroflow.settings import ServiceSettings
 from hydroflow.store import open_store
 from hydroflow.store.documents import Candidate, Iteration, Job, Run
-from hydroflow.store.services import down
+from hydroflow.store.services import down, prefect_api_url
 
 pytestmark = [pytest.mark.flow, pytest.mark.engine, pytest.mark.timeout(1500)]
 
@@ -145,6 +146,8 @@ def test_killed_at_several_points_it_goes_on_and_ends_the_same(benches: Callable
         if agent_too:
             kill_agent(killed)
     assert killed.start().wait(timeout=600) == 0, killed.log.read_text()[-3000:]
+    shown = httpx.post(f"{prefect_api_url(killed.settings)}/artifacts/latest/filter", json={}).raise_for_status().json()
+    assert {"jobs-dft-label", "jobs-lam-train", "funnel", "learning"} <= {a["key"] for a in shown}
     assert Run.objects.get(campaign="tiny").stage == "finished"
     with_kills = outcome()
     # A run that ended is recorded once: the engines themselves counted.
