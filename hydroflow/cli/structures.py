@@ -55,7 +55,7 @@ def chemspace(campaign: Path, ids: bool, start: int, stop: int | None, as_json: 
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
 @click.option("--composition", "wanted", multiple=True, metavar="FORMULA",
               help="Formula unit such as CaYH12 (may be repeated); default: drawn from the campaign's space.")
-@click.option("--pressure", type=float, default=None, help="GPa; default: the campaign's.")
+@click.option("--pressure", type=click.FloatRange(0, 1000), default=None, help="GPa; default: the campaign's.")
 @click.option("--seed", type=int, default=None, help="Default: the campaign's.")
 def generate(campaign: Path, number: int, output: Path, wanted: tuple[str, ...], pressure: float | None,
              seed: int | None) -> None:
@@ -98,6 +98,11 @@ def _requests(campaign: Campaign, number: int, wanted: tuple[str, ...], seed: in
     space = compositions(campaign.space)
     if wanted:
         chosen = [Composition.from_id(text) for text in wanted]
+        for composition in chosen:
+            foreign = sorted(set(composition.symbols) - {*campaign.space.elements, "H"})
+            if foreign:
+                raise SettingsError(f"{composition.formula}: {', '.join(foreign)} not among space.elements of campaign "
+                                    f"{campaign.name} ({', '.join(campaign.space.elements)}); add it there or leave it out")
         shares = [number // len(chosen) + (i < number % len(chosen)) for i in range(len(chosen))]
     else:
         # few structures each of many compositions, unless there are fewer compositions than structures
@@ -166,6 +171,39 @@ def cif(shard: Path, which: str, standard: bool, symprec: float) -> None:
         click.echo(str(CifWriter(standardised(one, symprec).structure(), symprec=symprec)), nl=False)
     else:
         click.echo(str(CifWriter(one.structure())), nl=False)
+
+
+@structures.command()
+@click.argument("source")
+@click.option("--pressure", type=click.FloatRange(0, 1000), default=200.0, show_default=True, help="GPa.")
+@click.option("--window", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True,
+              help="Use frames within so many GPa of the pressure.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def volumes(source: str, pressure: float, window: float, as_json: bool) -> None:
+    """Fit the volume per atom of each element to SOURCE: a shard (Parquet), or the digest of a labelled dataset.
+
+    Prints the line for the campaign's [generator] section.
+    """
+    from hydroflow.structures.volumes import atomic_volume, fit_volumes
+
+    frames = _read(Path(source)) if Path(source).exists() else _dataset(source)
+    fitted = fit_volumes(frames, pressure, window)
+    if as_json:
+        click.echo(json.dumps({"pressure_gpa": pressure, "atomic_volumes_a3": fitted}))
+        return
+    click.echo("atomic_volumes_a3 = { " + ", ".join(f"{s} = {v:.2f}" for s, v in fitted.items()) + " }")
+    _line(f"built-in values at {pressure:g} GPa", {s: f"{atomic_volume(s, pressure):.2f}" for s in fitted})
+
+
+def _dataset(digest: str) -> StructureArrays:
+    from hydroflow.arrays import StructureArrays
+    from hydroflow.cli.lam import _one as one_record
+    from hydroflow.lam.datasets import load_dataset
+    from hydroflow.store import open_store
+    from hydroflow.store.documents import Dataset
+
+    with open_store() as store:
+        return StructureArrays.concatenate(load_dataset(store, one_record(Dataset, digest, "dataset").digest).values())
 
 
 def _read(shard: Path) -> StructureArrays:

@@ -99,6 +99,17 @@ def _histograms(
                             out[i, channel, low + 1] += weight * part
 
 
+def species_ranks(arrays: StructureArrays) -> tuple[np.ndarray, int]:
+    """Rank of each atom's element among those of its structure (N,), by atomic number, and the most elements in a structure."""
+    ranks = np.empty(len(arrays.numbers), np.int64)
+    most = 0
+    for i in range(len(arrays)):
+        rows = slice(arrays.offsets[i], arrays.offsets[i + 1])
+        present, ranks[rows] = np.unique(arrays.numbers[rows], return_inverse=True)
+        most = max(most, len(present))
+    return ranks, most
+
+
 def fingerprints(arrays: StructureArrays, species: int = 3) -> np.ndarray:
     """Identity fingerprints.
 
@@ -114,11 +125,8 @@ def fingerprints(arrays: StructureArrays, species: int = 3) -> np.ndarray:
     (n, channels, bins) float32
         Channels are pairs of species, species in order of atomic number.
     """
-    ranks = np.empty(len(arrays.numbers), np.int64)
-    for i in range(len(arrays)):
-        rows = slice(arrays.offsets[i], arrays.offsets[i + 1])
-        present, ranks[rows] = np.unique(arrays.numbers[rows], return_inverse=True)
-        species = max(species, len(present))
+    ranks, found = species_ranks(arrays)
+    species = max(species, found)
     channels = species * (species + 1) // 2
     counts = np.zeros((len(arrays), channels, BINS + 2))
     _histograms(arrays.offsets, ranks, arrays.fractional, arrays.cells, channels, BINS, CUTOFF, counts)

@@ -15,7 +15,8 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays, numbers_of
 from hydroflow.campaign import Campaign
-from hydroflow.structures.fingerprints import deduplicate, distance, fingerprints
+from hydroflow.structures.bonds import bond_matrices
+from hydroflow.structures.fingerprints import deduplicate, distance
 from hydroflow.structures.generate import Generation, Request, stream_key, structure_ids
 from hydroflow.structures.random import RandomGenerator
 from hydroflow.structures.symmetry import spacegroups
@@ -49,9 +50,9 @@ class SwarmSettings:
     niches
         Number of local bests for the particle-swarm step, each the best of its neighbourhood.
     niche_distance
-        Fingerprint distance beyond which two structures are different neighbourhoods.
+        Distance of bond characterisation matrices beyond which two structures are different neighbourhoods.
     similarity
-        Children nearer than this to a relaxed structure are drawn again.
+        Children nearer than this to a parent or to another child are drawn again.
     distance_factor
         Children may be this much closer than the minimum distances; relaxation parts them.
     tries
@@ -64,8 +65,8 @@ class SwarmSettings:
         ("towards", 0.25), ("heredity", 0.3), ("rattle", 0.2), ("strain", 0.1), ("permutation", 0.15))
     parents: int = 12
     niches: int = 4
-    niche_distance: float = 0.3
-    similarity: float = 0.05
+    niche_distance: float = 0.25
+    similarity: float = 0.04
     distance_factor: float = 0.85
     tries: int = 5
 
@@ -148,7 +149,7 @@ class SwarmGenerator:
 def _children(
     campaign: Campaign, best: StructureArrays, pressure_gpa: float, count: int, s: SwarmSettings, rng: np.random.Generator,
 ) -> list[Crystal]:
-    """Up to `count` children of the best structures (sorted by enthalpy), free of clashes and not copies of them."""
+    """Up to `count` children of the best structures (sorted by enthalpy), free of clashes, unlike them and each other."""
     crystals = [sorted_cell(best, i) for i in range(len(best))]
     symbols = list(best.compositions()[0])
     order = np.argsort(numbers_of(symbols))
@@ -156,23 +157,25 @@ def _children(
     least = s.distance_factor * minimum_distances(
         symbols, atomic_volumes(campaign, symbols, pressure_gpa), campaign.generator.minimum_distances_a)
     kinds = np.unique(crystals[0].numbers, return_inverse=True)[1]
-    prints = fingerprints(best)
+    prints = bond_matrices(best)
     leaders = _niches(prints, s)
     weight = 1.0 / (1.0 + np.arange(len(crystals)))
     weight /= weight.sum()
     names = [name for name, _ in s.shares]
     shares = np.array([share for _, share in s.shares]) / sum(share for _, share in s.shares)
     out: list[Crystal] = []
+    known = prints
     for _ in range(count):
         for _ in range(s.tries):
             i = int(rng.choice(len(crystals), p=weight))
             child = _vary(str(rng.choice(names, p=shares)), crystals, i, leaders, prints, weight, rng)
             if clashes(child.fractional, kinds, child.cell, least):
                 continue
-            own = fingerprints(StructureArrays.from_lists([child.numbers], [child.fractional], [child.cell]))
-            if distance(np.broadcast_to(own, prints.shape), prints).min() < s.similarity:
+            own = bond_matrices(StructureArrays.from_lists([child.numbers], [child.fractional], [child.cell]))
+            if distance(np.broadcast_to(own, known.shape), known).min() < s.similarity:
                 continue
             out.append(child)
+            known = np.concatenate([known, own])
             break
     return out
 

@@ -95,6 +95,14 @@ class GeneratorContract:
             return
         assert self.generation(seed=3).structures.digests() == self.generation(seed=3).structures.digests()
 
+    def test_a_later_request_goes_on(self) -> None:
+        """What is asked for behind the first structures has other ids, and is not the first structures again."""
+        first = self.generation()
+        rest = self.generation(requests=[Request(r.composition, r.count, first=r.count) for r in self.requests])
+        for of in (lambda made: made.columns["id"].tolist(), lambda made: made.digests()):
+            if len(first.structures) and len(rest.structures):
+                assert not set(of(first.structures)) & set(of(rest.structures))
+
     def test_nothing_asked_for_gives_nothing(self) -> None:
         made = self.generation(requests=[])
         assert len(made.structures) == 0 and not made.failures

@@ -46,6 +46,69 @@ def test_all_generators_are_registered():
     assert all(names[n].name == n for n in ("random", "swarm", "prototypes", "calypso"))
 
 
+class Spoiled(RandomGenerator):
+    """The random generator with one fault."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def generate(self, *arguments, **options):
+        made = super().generate(*arguments, **options)
+        return self.spoil(made) or made
+
+
+def _lose_one(made):
+    made.structures = made.structures[1:]
+
+
+def _same_ids(made):
+    made.structures.columns["id"][:] = "x"
+
+
+def _another_element(made):
+    made.structures.numbers[made.structures.numbers == 39] = 57
+
+
+def _one_on_another(made):
+    made.structures.fractional[1] = made.structures.fractional[0]
+
+
+def _tenfold_volume(made):
+    made.structures.cells *= 10 ** (1 / 3)
+
+
+def _new_every_time(made):
+    made.structures.fractional += np.random.default_rng().random(3)
+
+
+@pytest.mark.parametrize(("spoil", "check"), [
+    (_lose_one, "test_every_structure_is_accounted_for"), (_same_ids, "test_columns"),
+    (_another_element, "test_compositions_are_exact"), (_one_on_another, "test_geometry_is_sane"),
+    (_tenfold_volume, "test_geometry_is_sane"), (_new_every_time, "test_the_same_seed_gives_the_same_structures"),
+])
+def test_the_contract_catches_faulty_generators(spoil, check):
+    class Contract(GeneratorContract):
+        def make(self):
+            return Spoiled(spoil)
+
+    with pytest.raises(AssertionError):
+        getattr(Contract(), check)()
+
+
+def test_the_contract_catches_a_generator_that_begins_again():
+    class Forgetful(RandomGenerator):
+        def generate(self, campaign, requests, *arguments):
+            return super().generate(campaign, [Request(r.composition, r.count) for r in requests], *arguments)
+
+    class Contract(GeneratorContract):
+        def make(self):
+            return Forgetful()
+
+    with pytest.raises(AssertionError):
+        Contract().test_a_later_request_goes_on()
+
+
 # ---- swarm -------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def relaxed() -> StructureArrays:
