@@ -181,7 +181,7 @@ def test_swarm_and_random_beside_each_other_do_not_repeat_each_other():
 # ---- prototypes --------------------------------------------------------------------------------------------------------
 def test_the_library_is_what_it_says():
     names = {p.name for p in library()}
-    assert {"CaH6", "CeH9", "LaH10", "LaBeH8", "LaYH12"} <= names
+    assert {"CaH6", "CeH9", "LaH10", "LaBeH8", "LaYH12", "Li2MgH16"} <= names
     numbers = {"A": 57, "B": 39, "H": 1}
     for p in library():
         one = StructureArrays.from_lists([np.array([numbers[r] for r in p.roles])], [p.fractional], [p.cell])
@@ -193,10 +193,10 @@ def test_the_library_is_what_it_says():
 
 @pytest.mark.parametrize(("cell", "symbol"), [
     ({"Ca": 1, "H": 6}, "Im-3m"), ({"La": 1, "H": 10}, "Fm-3m"), ({"La": 1, "Be": 1, "H": 8}, "Fm-3m"),
-    ({"Ca": 1, "Y": 1, "H": 12}, "Pm-3m"), ({"Y": 1, "Th": 1, "H": 18}, "P-6m2"),
+    ({"Ca": 1, "Y": 1, "H": 12}, "Pm-3m"), ({"Y": 1, "Th": 1, "H": 18}, "P-6m2"), ({"Li": 4, "Mg": 2, "H": 32}, "Fd-3m"),
 ])
 def test_known_hydrides_come_out_of_their_prototypes(cell, symbol):
-    campaign = Campaign(name="test", space={"elements": ["Ca", "Y", "La", "Be", "Th"]}, generator={"mix": {"prototypes": 1}})
+    campaign = Campaign(name="test", space={"elements": ["Ca", "Y", "La", "Be", "Th", "Li", "Mg"]}, generator={"mix": {"prototypes": 1}})
     made = generate(campaign, [Request(cell, 3)], 200.0, seed=1, on_failure=lambda f: None)
     assert symbol in spacegroups(made, 0.01)[1]
 
