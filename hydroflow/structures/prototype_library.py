@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ else:
 MAX_CELLS = 8
 """Largest supercell of a type's primitive cell that is decorated."""
 TRIES = 40
-"""So many random decorations without a new one, per type that fits, and a cell counts as exhausted."""
+PASSES = 3
+"""A cell counts as exhausted after so many random decorations without a new one, and at least so many per supercell shape."""
 DISTANCE_FACTOR = 0.85
 """Foreign elements may come this much closer than the minimum distances; relaxation parts them."""
 
@@ -125,15 +127,17 @@ def _distinct(
     least = least[np.ix_(order, order)]
     out: list[Crystal] = []
     seen: set[tuple[int, str]] = set()
-    choices = list(_fitting(cell))
+    # every supercell shape gets its turn, so that no ordered arrangement is missed by chance
+    choices = [(p, transform, roles) for p, cells, roles in _fitting(cell) for transform in _supercells(cells)]
     if not choices or not count:
         return []
+    turn = rng.permutation(len(choices))
     misses = k = 0
-    while len(out) < count and misses < TRIES * len(choices):
-        prototype, cells, roles = choices[k % len(choices)]
+    while len(out) < count and misses < max(TRIES, PASSES * len(choices)):
+        prototype, transform, roles = choices[turn[k % len(choices)]]
         k += 1
         misses += 1
-        made = scaled(_decorated(prototype, cells, roles, rng), volume)
+        made = scaled(_decorated(prototype, transform, roles, rng), volume)
         if clashes(made.fractional, np.unique(made.numbers, return_inverse=True)[1], made.cell, least):
             continue
         one = StructureArrays.from_lists([made.numbers], [made.fractional], [made.cell])
@@ -162,9 +166,10 @@ def _fitting(cell: dict[str, int]) -> Iterator[tuple[Prototype, int, dict[str, d
                     yield p, cells, {"A": {a: metals[a]}, "B": {b: metals[b]}}
 
 
-def _decorated(prototype: Prototype, cells: int, roles: dict[str, dict[str, int]], rng: np.random.Generator) -> Crystal:
-    """A random supercell of so many primitive cells with the elements dealt out at random over the sites of each role."""
-    transform = _supercell(cells, rng)
+def _decorated(
+    prototype: Prototype, transform: np.ndarray, roles: dict[str, dict[str, int]], rng: np.random.Generator,
+) -> Crystal:
+    """A supercell of the primitive cell with the elements dealt out at random over the sites of each role."""
     inverse = np.linalg.inv(transform)
     # all primitive cells whose origin lies in the supercell
     reach = int(np.abs(transform).sum())
@@ -182,10 +187,11 @@ def _decorated(prototype: Prototype, cells: int, roles: dict[str, dict[str, int]
     return Crystal(numbers[order], (points @ np.linalg.inv(shape) % 1.0)[order], cell)
 
 
-def _supercell(cells: int, rng: np.random.Generator) -> np.ndarray:
-    """A random lower-triangular matrix in Hermite normal form with this determinant: every supercell is one of them."""
-    divisors = [d for d in range(1, cells + 1) if cells % d == 0]
-    a = int(rng.choice(divisors))
-    b = int(rng.choice([d for d in divisors if (cells // a) % d == 0]))
-    c = cells // (a * b)
-    return np.array([[a, 0, 0], [rng.integers(b), b, 0], [rng.integers(c), rng.integers(c), c]], float)
+def _supercells(cells: int) -> Iterator[np.ndarray]:
+    """Every superlattice of this index once: lower-triangular row matrices in Hermite normal form, new = matrix · old."""
+    for a in range(1, cells + 1):
+        for b in range(1, cells // a + 1):
+            c, rest = divmod(cells, a * b)
+            if rest == 0:
+                for i, j, k in product(range(a), range(a), range(b)):
+                    yield np.array([[a, 0, 0], [i, b, 0], [j, k, c]], float)

@@ -11,7 +11,7 @@ from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign
 from hydroflow.structures import Request, generate
 from hydroflow.structures.generate import Generator
-from hydroflow.structures.prototype_library import PrototypeGenerator, library
+from hydroflow.structures.prototype_library import PrototypeGenerator, _supercells, library
 from hydroflow.structures.random import RandomGenerator
 from hydroflow.structures.statistics import shortest_distances
 from hydroflow.structures.swarm import SwarmGenerator, SwarmSettings
@@ -191,13 +191,26 @@ def test_the_library_is_what_it_says():
         assert shortest[0, symbols.index("H"), symbols.index("H")] > 1.0, p.name
 
 
+def test_every_superlattice_is_tried_once():
+    """As many as there are subgroups of index n in Z³ (OEIS A001001), and no two the same lattice."""
+    for cells, number in ((1, 1), (2, 7), (3, 13), (4, 35), (6, 91), (8, 155)):
+        found = list(_supercells(cells))
+        assert len(found) == number and all(round(np.linalg.det(m)) == cells for m in found)
+        for i, one in enumerate(found):
+            for other in found[:i]:
+                change = one @ np.linalg.inv(other)
+                assert not np.allclose(change, np.rint(change))
+
+
 @pytest.mark.parametrize(("cell", "symbol"), [
     ({"Ca": 1, "H": 6}, "Im-3m"), ({"La": 1, "H": 10}, "Fm-3m"), ({"La": 1, "Be": 1, "H": 8}, "Fm-3m"),
     ({"Ca": 1, "Y": 1, "H": 12}, "Pm-3m"), ({"Y": 1, "Th": 1, "H": 18}, "P-6m2"), ({"Li": 4, "Mg": 2, "H": 32}, "Fd-3m"),
+    ({"Ca": 3, "Y": 1, "H": 24}, "Fm-3m"),
 ])
 def test_known_hydrides_come_out_of_their_prototypes(cell, symbol):
-    campaign = Campaign(name="test", space={"elements": ["Ca", "Y", "La", "Be", "Th", "Li", "Mg"]}, generator={"mix": {"prototypes": 1}})
-    made = generate(campaign, [Request(cell, 3)], 200.0, seed=1, on_failure=lambda f: None)
+    campaign = Campaign(name="test", space={"elements": ["Ca", "Y", "La", "Be", "Th", "Li", "Mg"]},
+                        generator={"mix": {"prototypes": 1}})
+    made = generate(campaign, [Request(cell, 20)], 200.0, seed=1, on_failure=lambda f: None)
     assert symbol in spacegroups(made, 0.01)[1]
 
 
