@@ -162,6 +162,27 @@ def logs(key: str, lines: int, campaign_file: Path | None, clusters_file: Path |
 
 
 @jobs.command()
+@click.argument("key")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@_home
+def fetch(key: str, folder: Path, home: Path | None) -> None:
+    """Write the kept files of one job into FOLDER, verified."""
+    from hydroflow.dispatch import overview
+    from hydroflow.store.packs import read
+
+    with _ledger(home) as ledger:
+        job = overview.one(ledger, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, address in sorted((job.outputs or {}).items()):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read(ledger.store.objects, address))
+            click.echo(str(path))
+        if not job.outputs:
+            click.echo(f"no files of {job.key} are kept ({job.state})")
+
+
+@jobs.command()
 @click.option("--by", type=click.Choice(["kind", "cluster", "campaign", "state"]), default="kind", show_default=True)
 @click.option("--campaign", help="only this campaign, with its cost per accepted candidate")
 @_json
@@ -181,51 +202,81 @@ def cost(by: str, campaign: str | None, as_json: bool, home: Path | None) -> Non
         click.echo(f"{r[by] or '-':<20} {r['jobs']:>8} {r['attempts']:>8} {r['core_hours']:>10.3f} {r['gpu_hours']:>10.3f} "
                    f"{r['money']:>10.2f}")
     if per:
-        each = f"{per['core_hours_per_candidate']:.3f} core-hours each" if per["accepted"] else "none yet"
+        each = (f"{per['core_hours_per_candidate']:.3f} core-hours, {per['gpu_hours_per_candidate']:.3f} GPU-hours and "
+                f"{per['money_per_candidate']:.2f} in money each" if per["accepted"] else "none yet")
         click.echo(f"accepted candidates: {per['accepted']}, {each}")
 
 
 @jobs.command()
 @_campaign_file
 @_clusters_file
-@click.option("--apply", is_flag=True, help="stop and remove what nobody wants; without this nothing is touched")
+@click.option("--apply", is_flag=True, help="act on it; without this nothing is touched")
 @_json
 @_home
 def reconcile(campaign_file: Path | None, clusters_file: Path | None, apply: bool, as_json: bool, home: Path | None) -> None:
     """Compare the ledger with the schedulers and folders of the clusters.
 
-    A live agent adopts what runs and collects what ended; this shows it, and clears what nobody wants.
+    With --apply: what runs is adopted, what ended is collected, what was lost goes back to be run again, what nobody wants is
+    stopped and removed; by the agent if one is alive, else by this command. Exit code 1 when a cluster cannot be asked.
     """
-    from hydroflow.dispatch.agent import alive
-    from hydroflow.dispatch.clusters import load_clusters
-    from hydroflow.dispatch.reconcile import clear, compare
-    from hydroflow.dispatch.site import Site
+    from collections import Counter
 
-    settings, found = ServiceSettings.from_environment(home=home), []
+    from hydroflow.dispatch.agent import alive, look_once
+    from hydroflow.dispatch.clusters import load_clusters
+    from hydroflow.dispatch.reconcile import examine
+
     with _ledger(home) as ledger:
-        for name, cluster in load_clusters(campaign_file, clusters_file).items():
-            site = Site(name, cluster, settings.home / "jobs" / name)
-            try:
-                comparison = compare(site, ledger)
-                if apply:
-                    clear(site, comparison)
-            finally:
-                site.close()
-            found.append(comparison)
+        clusters = load_clusters(campaign_file, clusters_file)
+        found = [examine(name, cluster, ledger) for name, cluster in clusters.items()]
+        became: dict[str, int] = {}
+        if apply:
+            batches = [batch for c in found for batch in c.ended]
+            ended = [row["_id"] for row in ledger.collection.find({"batch": {"$in": batches}}, {"_id": 1})]
+            if look_once(ledger.store, clusters):
+                became = dict(Counter(job.state for job in ledger.jobs(ended)))
         watched = alive(ledger.store) is not None
     if as_json:
-        click.echo(json.dumps({"agent": watched, "clusters": [c.to_dict() for c in found]}))
-        return
-    for c in found:
-        click.echo(f"{c.cluster}: {len(c.in_queue)} in the queue, {len(c.ended)} ended and not yet collected, "
-                   f"{len(c.unwanted_jobs)} unwanted jobs, {len(c.unwanted_folders)} unwanted folders")
-    click.echo("an agent is at work" if watched else "no agent is at work; start one with `hydroflow agent`")
+        click.echo(json.dumps({"agent": watched, "clusters": [c.to_dict() for c in found], "ended_became": became}))
+    else:
+        for c in found:
+            click.echo(f"{c.cluster}: " + (f"cannot be asked: {c.error}" if c.error else (
+                f"{len(c.in_queue)} in the queue, {len(c.ended)} ended and not yet collected, {len(c.unwanted_jobs)} unwanted "
+                f"jobs, {len(c.unwanted_folders)} unwanted folders")))
+        if became:
+            click.echo("those that had ended: " + ", ".join(f"{n} {state}" for state, n in sorted(became.items())))
+        click.echo("an agent is at work" + (" and does it now" if apply else "") if watched
+                   else "no agent is at work; start one with `hydroflow agent`")
+    if any(c.error for c in found):
+        sys.exit(1)
 
 
 # ---- clusters ----
 @click.group()
 def clusters() -> None:
-    """Check the clusters that jobs run on."""
+    """Check the clusters that jobs run on; how the agent finds them."""
+
+
+@clusters.command()
+@_json
+@_home
+def status(as_json: bool, home: Path | None) -> None:
+    """How the agents find their clusters: healthy, benched or suspected, and why."""
+    from hydroflow.dispatch.agent import HEARTBEAT_S
+    from hydroflow.dispatch.ledger import now
+
+    with _ledger(home) as ledger:
+        rows = [{"home": r["home"], "host": r["host"], "seconds_ago": round((now() - r["heartbeat"]).total_seconds()),
+                 "stopped": "stopped" in r, "clusters": r["clusters"]} for r in ledger.store.database["agents"].find()]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        gone = row["stopped"] or row["seconds_ago"] > 4 * HEARTBEAT_S
+        click.echo(f"agent on {row['host']} for {row['home']}: " + ("stopped" if gone else f"heard {row['seconds_ago']} s ago"))
+        for name, c in row["clusters"].items():
+            click.echo(f"  {name:<12} {c['state']:<10} {c.get('jobs', 0):>6} jobs  {c['reason']}".rstrip())
+    if not rows:
+        click.echo("no agent has been at work; start one with `hydroflow agent`")
 
 
 @clusters.command()

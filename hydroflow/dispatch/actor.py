@@ -65,6 +65,9 @@ class Actor(threading.Thread):
         self.health = Health()
         self.idle_since = time.monotonic()
         self.replaced = threading.Event()
+        self.reconcile = threading.Event()
+        """Set: compare ledger and cluster at the next tick, as on every fresh connection."""
+        self.reconcile.set()
         self.peers: Mapping[str, Actor] = {}
         """All actors of the agent; those of higher priority are filled first."""
         self.away_since: float | None = None
@@ -133,7 +136,10 @@ class Actor(threading.Thread):
             self.site = Site(self.cluster_name, self.cluster, self.staging)
             if self.cluster.batch == "Shell" and self.cluster.max_cores is None:
                 self.placement.max_cores = self.site.cores()
+            self.reconcile.set()
+        if self.reconcile.is_set():
             self._clear_unwanted()
+            self.reconcile.clear()
         self._take_over()
         self._cancel()
         if self.tracked:
@@ -148,7 +154,7 @@ class Actor(threading.Thread):
         return bool(self.tracked)
 
     def _clear_unwanted(self) -> None:
-        """On every fresh connection: stop and remove what an earlier agent left and nobody waits for."""
+        """Stop and remove what an earlier agent left and nobody waits for."""
         assert self.site is not None
         comparison = compare(self.site, self.ledger)
         if comparison.unwanted_jobs or comparison.unwanted_folders:
@@ -270,25 +276,24 @@ class Actor(threading.Thread):
     def _claim(self) -> int:
         assert self.site is not None
         placement = self.placement
-        placement.room = None
         room_jobs = self.cluster.max_jobs - len(self.tracked)
-        if room_jobs <= 0 or self.stopping.is_set():
-            return 0
         cores = None if placement.max_cores is None else placement.max_cores - sum(t.cores for t in self.tracked.values())
         gpus = self.cluster.max_gpus - sum(t.gpus for t in self.tracked.values())
-        if cores is not None and cores <= 0:
+        if room_jobs <= 0 or self.stopping.is_set() or (cores is not None and cores <= 0):
+            placement.room = None
             return 0
         kinds = {job["kind"] for t in self.tracked.values() for job in t.jobs.values()}
         match = placement.match(cores, gpus, kinds, [a.placement for a in self.peers.values() if a is not self])
         waiting = self.ledger.prepared(match, room_jobs * self.cluster.group_size)
+        # nothing is left for it to take: it has room for what comes (until now what it had before is told: no gap in which
+        # a cluster of lower priority would think it full)
+        placement.room = None if waiting else (cores, gpus)
         claimed = self.ledger.claim(self.cluster_name, placement.group(waiting, room_jobs, cores, gpus))
         fresh: dict[str, Tracked] = {}
         for job in claimed:
             fresh.setdefault(job["batch"], Tracked(job["batch"], {})).jobs[job["_id"]] = job
         self.tracked |= fresh
         self._submit(list(fresh.values()))
-        if not waiting:  # nothing was left for it to take: it has room for what comes
-            placement.room = (cores, gpus)
         return len(claimed)
 
     def _submit(self, batches: list[Tracked]) -> None:

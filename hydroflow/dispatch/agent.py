@@ -98,6 +98,19 @@ class Agent:
         with contextlib.suppress(PyMongoError):
             self._records.update_one({"_id": self.record_id}, {"$set": {"stopped": now()}})
 
+    def look_once(self, wait_s: float = 60.0) -> None:
+        """One pass over all clusters that takes no new jobs: adopt what runs, collect what has ended, submit what never was,
+        stop what nobody wants. For a process that is not to stay; the next agent of the home takes over from it."""
+        self.stop.set()  # actors claim nothing then
+        for actor in self.actors.values():
+            deadline = time.monotonic() + wait_s
+            actor.step()
+            while any(t.ended for t in actor.tracked.values()) and time.monotonic() < deadline:
+                time.sleep(actor.period_s)
+                actor.step()
+            if actor.site is not None:
+                actor.site.close()
+
     def _fail_unplaceable(self) -> None:
         """Jobs that no cluster can ever run must not wait for ever; another live agent may have other clusters."""
         others = self._records.count_documents({"_id": {"$ne": self.record_id}, "stopped": {"$exists": False},
@@ -123,7 +136,11 @@ class Agent:
                   "heartbeat": now(), "clusters": clusters, "owner": self.ledger.owner}
         self._records.update_one({"_id": self.record_id}, {"$set": values, "$unset": {"stopped": ""}}, upsert=True)
         self._fail_unplaceable()
-        record = self._records.find_one({"_id": self.record_id}, {"campaigns": 1}) or {}
+        record = self._records.find_one_and_update({"_id": self.record_id}, {"$unset": {"reconcile": ""}},
+                                                   {"campaigns": 1, "reconcile": 1}) or {}
+        if record.get("reconcile"):
+            for actor in self.actors.values():
+                actor.reconcile.set()
         for path in record.get("campaigns", []):
             try:
                 for name, cluster in load(path).clusters.items():
@@ -164,6 +181,19 @@ def serve(settings: ServiceSettings, clusters: Mapping[str, Cluster], until_idle
             agent.run(until_idle_s)
 
 
+def look_once(store: Store, clusters: Mapping[str, Cluster]) -> bool:
+    """:meth:`Agent.look_once` where no agent of this home is alive; a live one is asked to do it. True when it was done
+    here."""
+    with _home_lock(store.settings) as lock:
+        if lock is not None:
+            Agent(store, clusters).look_once()
+            return True
+    record = alive(store)
+    if record is not None:
+        store.database["agents"].update_one({"_id": record["_id"]}, {"$set": {"reconcile": True}})
+    return False
+
+
 def alive(store: Store) -> dict[str, Any] | None:
     """The record of the live agent of this home, None when there is none."""
     for record in store.database["agents"].find({"home": str(store.settings.home)}):
@@ -178,7 +208,7 @@ def alive(store: Store) -> dict[str, Any] | None:
 
 def start_agent(settings: ServiceSettings, campaign_path: str | Path | None = None) -> int:
     """Start an agent for a campaign's clusters, detached from this process, unless the home has a live one; returns its
-    pid. A live one learns of the campaign's clusters within its next heartbeat.
+    pid. A live one learns of the campaign's clusters, and compares the ledger with all of its own, at its next heartbeat.
 
     Raises
     ------
@@ -187,14 +217,11 @@ def start_agent(settings: ServiceSettings, campaign_path: str | Path | None = No
     """
     with open_store(settings) as store:
         deadline = time.monotonic() + 60
-        record_id = None
         while time.monotonic() < deadline:
             record = alive(store)
             if record is not None:
-                record_id = record["_id"]
-                if campaign_path is not None:
-                    store.database["agents"].update_one(
-                        {"_id": record_id}, {"$addToSet": {"campaigns": str(Path(campaign_path).absolute())}})
+                learn = {"$addToSet": {"campaigns": str(Path(campaign_path).absolute())}} if campaign_path is not None else {}
+                store.database["agents"].update_one({"_id": record["_id"]}, {"$set": {"reconcile": True}, **learn})
                 return int(record["process"]["pid"])
             process = _spawn(settings, campaign_path)
             while process.poll() is None and time.monotonic() < deadline:

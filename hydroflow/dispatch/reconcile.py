@@ -9,9 +9,11 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hydroflow.campaign import Cluster
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.dispatch.site import Site
 from hydroflow.dispatch.states import ACTIVE
+from hydroflow.errors import TransportError
 
 _OURS = re.compile(r"([0-9a-f]{32})-\d+(-and-\d+)?")
 
@@ -29,6 +31,8 @@ class Comparison:
     """In the queue, but the ledger no longer waits for them: name → scheduler id."""
     unwanted_folders: list[str] = field(default_factory=list)
     """Left on the cluster, and no job refers to them."""
+    error: str = ""
+    """Why the cluster could not be asked; then nothing is known about it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,6 +54,20 @@ def compare(site: Site, ledger: Ledger) -> Comparison:
     out.unwanted_jobs = {name: ident for name, ident in queue.names.items() if name in known and name not in active}
     out.unwanted_folders = [name for name in folders if name in known and name not in active and name not in kept]
     return out
+
+
+def examine(name: str, cluster: Cluster, ledger: Ledger) -> Comparison:
+    """:func:`compare` over a connection of its own; a cluster that cannot be asked says why."""
+    try:
+        site = Site(name, cluster, ledger.store.settings.home / "jobs" / name)
+    except (TransportError, OSError) as error:
+        return Comparison(name, error=str(error))
+    try:
+        return compare(site, ledger)
+    except TransportError as error:
+        return Comparison(name, error=str(error))
+    finally:
+        site.close()
 
 
 def clear(site: Site, comparison: Comparison) -> None:

@@ -152,3 +152,46 @@ def test_reconcile_finds_and_clears_what_nobody_wants(store, run):
     assert told["clusters"][0]["unwanted_folders"] == [f"{key}-7"] and not told["agent"]
     run("jobs", "reconcile", "--apply")
     assert not left.parent.exists() and foreign.exists()
+
+
+def test_reconcile_collects_what_ended_while_nobody_watched(store, agent, run, tmp_path):
+    watched, ledger, log = agent({"local": Cluster(max_cores=3)}), Ledger(store), tmp_path / "log"
+    short, long = ledger.submit([echo(1, sleep=1, log=str(log)), echo(2, sleep=30, log=str(log))], "hunt")
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        time.sleep(0.05)
+    watched.stop.set()  # jobs go on
+    assert not until_true(lambda: ledger.jobs([short])[0].state == "done", 3)
+    clusters = tmp_path / "clusters.toml"
+    clusters.write_text('[local]\n[far]\ncontext = "ssh"\nhost = "127.0.0.1"\nuser = "nobody"\nport = 9\n')
+    told = json.loads(run("jobs", "reconcile", "--apply", "--clusters", str(clusters), "--json", code=1))
+    here, far = told["clusters"]
+    assert len(here["in_queue"]) == 1 and len(here["ended"]) == 1 and "127.0.0.1" in far["error"]
+    assert told["ended_became"] == {"done": 1}
+    assert ledger.jobs([short])[0].result["answer"] == 1
+    assert ledger.jobs([long])[0].state == "running"
+    # the next agent adopts what this command left running, and a live one is asked to look
+    agent()
+    ledger.cancel([long])
+    assert ledger.wait([long])[0].state == "cancelled"
+    assert len(log.read_text().splitlines()) == 2
+    assert "does it now" in run("jobs", "reconcile", "--apply")
+
+
+def until_true(condition, wait_s: float) -> bool:
+    deadline = time.monotonic() + wait_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_kept_files_come_back_and_clusters_tell_how_they_are(store, agent, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("hydroflow.dispatch.agent.HEARTBEAT_S", 0.5)
+    assert "no agent has been at work" in run("clusters", "status")
+    agent()
+    (key,) = Ledger(store).submit([echo("x")], "hunt")
+    Ledger(store).wait([key])
+    run("jobs", "fetch", key[:8], str(tmp_path / "out"))
+    assert (tmp_path / "out" / "answer.json").read_text() == '"x"'
+    assert until_true(lambda: "healthy" in run("clusters", "status"), 10)

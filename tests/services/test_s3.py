@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 
 from hydroflow.errors import ServiceError, SettingsError
 from hydroflow.settings import ServiceSettings
@@ -23,31 +18,20 @@ from hydroflow.store import open_objects
 from hydroflow.store.objects import ObjectDamaged, ObjectStore, object_key
 from hydroflow.store.s3 import S3Objects
 from tests.fixtures_store import ROOT
+from tests.s3_emulator import Emulator, create_bucket, free_port
 from tests.store.contract import ObjectStoreContract
 
 pytestmark = pytest.mark.service
 CEPH = ROOT / "infra" / "test-clusters" / "ceph_rgw.sh"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def ministack() -> Iterator[str]:
     """The emulator's endpoint."""
-    port, folder = free_port(), tempfile.mkdtemp(prefix="hf-s3-")
-    environment = {**os.environ, "AUTH": "true", "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "S3_PERSIST": "1",
-                   "S3_DATA_DIR": f"{folder}/s3", "PERSIST_STATE": "1", "STATE_DIR": f"{folder}/state"}
-    program = Path(sys.executable).with_name("ministack")
-    with open(f"{folder}/log", "wb") as log:
-        process = subprocess.Popen([program], env=environment, stdout=log, stderr=log, cwd=folder)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(20)
-    shutil.rmtree(folder, ignore_errors=True)
+    emulator = Emulator()
+    emulator.start()
+    yield emulator.endpoint
+    emulator.remove()
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +55,7 @@ def bucket(endpoint: str, key: str, secret: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     name = f"test-{uuid.uuid4().hex[:12]}"
-    client = boto3.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.create_bucket(Bucket=name)
-            break
-        except (BotoCoreError, ClientError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    create_bucket(endpoint, name)
     # the smallest part that S3 allows, so that a 12 MB file already goes up in three
     return S3Objects(name, endpoint, part_bytes=5 << 20)
 
