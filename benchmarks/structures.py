@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has pyxtal 1.1.5")
     options = parser.parse_args()
-    number, cap_s, budget_s, repeat = (3, 3.0, 9.0, 200) if options.quick else (20, 12.0, 240.0, 500)
+    number, cap_s, budget_s, repeat = (3, 3.0, 9.0, 200) if options.quick else (20, 12.0, 120.0, 500)
 
     figures, made = whole_space(40 if options.quick else 400)
     print(f"over the paper's space (mean {figures['mean_atoms']:.1f} atoms): {figures['accepted_per_s']:.0f} accepted "

@@ -1,6 +1,6 @@
 """Does swarm evolution find the lowest structure with fewer relaxations than random search? On a model energy surface.
 
-``python benchmarks/swarm.py [--quick] [--json]``
+``python -m benchmarks.swarm [--quick] [--json] [--formula-units K] [--seeds N] [--budget N]``
 
 The surface is a ternary mixture of Lennard-Jones pairs under pressure: A and B of different size, H small, unlike pairs bound
 more strongly than like ones. Both searches get the same number of relaxations from the same seeds; the global minimum is the
@@ -139,12 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="at most 50 s")
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
-    parser.add_argument("--formula-units", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=None)
-    parser.add_argument("--budget", type=int, default=None)
+    parser.add_argument("--formula-units", type=int, default=2, help="CaYH6 units per cell (2: 16 atoms)")
+    parser.add_argument("--seeds", type=int, default=None, help="runs of each search (20; --quick: 10)")
+    parser.add_argument("--budget", type=int, default=None, help="relaxations per run (150; --quick: 80)")
     options = parser.parse_args()
-    seeds = options.seeds or 10
-    budget = options.budget or (80 if options.quick else 400)
+    seeds = options.seeds or (10 if options.quick else 20)
+    budget = options.budget or (80 if options.quick else 150)
     cell = {s: n * options.formula_units for s, n in {"Ca": 1, "Y": 1, "H": 6}.items()}
     runs: dict[str, list[np.ndarray]] = {"random": [], "swarm": []}
     best_structure, lowest = None, math.inf
