@@ -15,6 +15,7 @@ from typing import Any
 from hydroflow.campaign import Campaign
 from hydroflow.errors import DataError, ServiceError
 from hydroflow.report.words import filter_name
+from hydroflow.screening.listing import why
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate, Iteration, Job, ModelRecord
 from hydroflow.store.runs import get_run
@@ -178,13 +179,7 @@ def _reason(c: Candidate) -> str:
         if not words and failed.value is not None and failed.threshold is not None:
             words = f"{failed.value:.3g} against the threshold {failed.threshold:.3g}"
         return f"{filter_name(failed.filter)}: {words}".rstrip(": ")
-    if c.epc_status == "failed":
-        return "EPC failed"
-    if c.epc_status == "done":
-        return "EPC done" if c.usable else "EPC done, Tc does not count"
-    if c.epc_status == "queued":
-        return "passed, waiting for EPC"
-    return "passed every filter" if c.stage == "passed" else "not judged yet"
+    return why(c) or "not judged yet"
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ def why(candidate: Candidate) -> str:
     failed = next((v for v in candidate.verdicts if not v.passed), None)
     if failed is not None:
         return failed.reason or f"{failed.value:g} against {failed.threshold:g}"
+    if candidate.duplicate_of:
+        return f"the same crystal as {candidate.duplicate_of} after relaxation by DFT"
     if candidate.epc_status == "done":
         return "Tc computed" if candidate.usable else "EPC done, Tc does not count"
     return {"queued": "waiting for EPC", "failed": "EPC failed"}.get(candidate.epc_status or "", "passed every filter"

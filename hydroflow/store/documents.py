@@ -214,6 +214,8 @@ class Candidate(Document):
     label_settings = StringField()
     structure_dft = BinaryField()
     jobs = ListField(StringField())
+    duplicate_of = StringField()
+    """Id of the structure that became the same crystal when DFT relaxed both; that one gets EPC."""
     epc_status = StringField()
     """None, ``queued``, ``done``, ``failed``."""
     epc = DictField()

@@ -191,7 +191,15 @@ def _candidates(x: int, energy: np.ndarray, volume: np.ndarray, prints: np.ndarr
 def deduplicate(
     arrays: StructureArrays, enthalpy_per_atom_ev: np.ndarray, tolerances: Tolerances | None = None,
 ) -> np.ndarray:
-    """Which structures to keep so that every crystal is there once, with its lowest enthalpy.
+    """Which structures to keep so that every crystal is there once, with its lowest enthalpy: (n,) bool; see
+    :func:`representatives`."""
+    return representatives(arrays, enthalpy_per_atom_ev, tolerances) == np.arange(len(arrays))
+
+
+def representatives(
+    arrays: StructureArrays, enthalpy_per_atom_ev: np.ndarray, tolerances: Tolerances | None = None,
+) -> np.ndarray:
+    """For each structure the index of the same crystal with the lowest enthalpy; its own where it is that one.
 
     Only structures of one reduced formula, one space group (where the column ``spacegroup`` is there) and nearly equal
     enthalpy and volume are compared: by fingerprint, and what passes by its atoms' surroundings.
@@ -201,17 +209,17 @@ def deduplicate(
     arrays
         n structures.
     enthalpy_per_atom_ev : (n,)
-        eV per atom; NaN keeps a structure out of all comparisons (it is kept).
+        eV per atom; NaN keeps a structure out of all comparisons (it stands for itself).
     tolerances
         Default :class:`Tolerances`.
 
     Returns
     -------
-    (n,) bool
+    (n,) int
     """
     tolerances = tolerances or Tolerances()
     enthalpy = np.asarray(enthalpy_per_atom_ev, float)
-    keep = np.ones(len(arrays), np.bool_)
+    out = np.arange(len(arrays))
     groups = arrays.columns.get("spacegroup", np.zeros(len(arrays), int))
     buckets: dict[tuple[str, int], list[int]] = {}
     for i, name in enumerate(arrays.formulas()):
@@ -240,6 +248,6 @@ def deduplicate(
                         known[k] = surroundings(arrays, int(own[k]))
                 if difference(known[x], known[y]) <= tolerances.surroundings:
                     kept[x] = False
+                    out[own[x]] = own[y]
                     break
-        keep[own[~kept]] = False
-    return keep
+    return out

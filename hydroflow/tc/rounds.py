@@ -25,15 +25,16 @@ from hydroflow.lam.backend import engine_version
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate, ModelRecord, now
 from hydroflow.store.runs import summarise
+from hydroflow.structures.fingerprints import representatives
 from hydroflow.tc.acquire import next_batch
 from hydroflow.tc.model import tc_spec
 from hydroflow.tc.queue import first_batch
 
 Progress = Callable[[str, int, int], None]
 
-PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "acoustic_sum_rule", "plateau", "interpolation")
-"""Checks that a chain of protocol ``plumbing`` cannot pass by its settings; all others must pass before even a plumbing
-model may train on its value."""
+PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "acoustic_sum_rule", "plateau", "interpolation", "lambda")
+"""Checks that a chain of protocol ``plumbing`` cannot pass by its settings (the coupling at Γ alone is no average over the
+zone and has no bound); all others must pass before even a plumbing model may train on its value."""
 
 
 def tc_rounds(
@@ -54,20 +55,39 @@ def tc_rounds(
     if not candidates:
         summarise(campaign.name, tc_note="no candidate passed the funnel: nothing to compute")
         return 0
+    candidates = distinct(candidates)
     hydrogen_shares(campaign, store, ledger, candidates, settings, progress)
     chosen = first_batch(
         [c.spacegroup or 1 for c in candidates], [c.natoms for c in candidates], [c.hydrogen_dos_share for c in candidates],
         campaign.epc.initial)
     coupling(campaign, store, ledger, [candidates[i] for i in chosen], settings, "EPC, first batch", progress)
     for index in range(campaign.tc.rounds):
-        if not predict(campaign, store, ledger, candidates, lam_model, dataset, index, progress):
-            break
-        rest = [c for c in candidates if c.epc_status is None and c.tc_predicted_k is not None]
-        batch = next_batch([c.ehull_dft_ev for c in rest], [c.tc_predicted_k for c in rest], campaign.tc.acquire)
+        predicted = predict(campaign, store, ledger, candidates, lam_model, dataset, index, progress)
+        rest = [c for c in candidates if c.epc_status is None]
+        if predicted:
+            batch = next_batch([c.ehull_dft_ev for c in rest], [c.tc_predicted_k for c in rest], campaign.tc.acquire)
+        else:  # too few usable values for a model yet: the queue of the first batch goes on
+            batch = first_batch([c.spacegroup or 1 for c in rest], [c.natoms for c in rest],
+                                [c.hydrogen_dos_share for c in rest], campaign.tc.acquire)
         if not batch:
             break
         coupling(campaign, store, ledger, [rest[i] for i in batch], settings, f"EPC, batch {index + 2}", progress)
     return sum(c.epc_status == "done" for c in candidates)
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates without those that DFT relaxation turned into the same crystal as another of their formula; one EPC
+    calculation is enough for them. The others' documents name the one that stands for them (``duplicate_of``)."""
+    structures = candidate_structures(candidates)
+    # within one formula, distances from the hull differ as enthalpies do
+    heights = np.array([np.nan if c.ehull_dft_ev is None else c.ehull_dft_ev for c in candidates])
+    standing = representatives(structures, heights)
+    for i, candidate in enumerate(candidates):
+        twin = candidates[standing[i]].structure_id if standing[i] != i else None
+        if candidate.duplicate_of != twin:
+            candidate.duplicate_of = twin
+            Candidate.objects(id=candidate.id).update_one(set__duplicate_of=twin)
+    return [c for c in candidates if c.duplicate_of is None]
 
 
 def candidate_structures(candidates: Sequence[Candidate]) -> StructureArrays:
