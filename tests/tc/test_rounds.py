@@ -13,21 +13,22 @@ from hydroflow.tc.rounds import distinct
 pytestmark = pytest.mark.service
 
 # LaBeH8's type with Ca: Ca 4a, Be 4b, H 32f; a = 4.76 Å is 27 Å³ per formula unit
-H = [(s * 0.145, t * 0.145, u * 0.145) for s in (1, -1) for t in (1, -1) for u in (1, -1)]
+CUBE = [(s * 0.145, t * 0.145, u * 0.145) for s in (1, -1) for t in (1, -1) for u in (1, -1)]
 PRIMITIVE = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 
 
 def crystal(noise_a: float, swap: bool = False) -> StructureArrays:
     cell = 4.76 * PRIMITIVE
-    positions = 4.76 * np.array([[0, 0, 0], [0.5, 0.5, 0.5], *([0.5, 0.5, 0.5] + np.array(H))])
+    positions = 4.76 * np.vstack([[0, 0, 0], [0.5, 0.5, 0.5], 0.5 + np.array(CUBE)])
     positions += np.random.default_rng(1).normal(size=positions.shape) * noise_a
     numbers = np.array([4, 20] if swap else [20, 4], int).tolist() + [1] * 8
     return StructureArrays.from_lists([np.array(numbers)], [positions @ np.linalg.inv(cell)], [cell])
 
 
 def saved(name: str, ehull_dft_ev: float, structure: StructureArrays) -> Candidate:
-    return Candidate(campaign="c", structure_id=name, formula="CaBeH8", reduced_formula="BeCaH8", system="Be-Ca-H", stage="passed",
-                     ehull_dft_ev=ehull_dft_ev, structure_dft=structure.to_parquet()).save()
+    return Candidate(
+        campaign="c", structure_id=name, formula="CaBeH8", reduced_formula="BeCaH8", system="Be-Ca-H", stage="passed",
+        ehull_dft_ev=ehull_dft_ev, structure_dft=structure.to_parquet()).save()
 
 
 def test_crystals_that_dft_made_the_same_are_computed_once(store):
