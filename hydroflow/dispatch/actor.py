@@ -160,7 +160,7 @@ class Actor(threading.Thread):
         if comparison.unwanted_jobs or comparison.unwanted_folders:
             log.info("[%s] clearing %d unwanted jobs and %d folders", self.cluster_name, len(comparison.unwanted_jobs),
                      len(comparison.unwanted_folders))
-            clear(self.site, comparison)
+        clear(self.site, comparison)
 
     def _take_over(self) -> None:
         """Jobs of this cluster whose agent is gone, looked for every 10 s."""
@@ -181,9 +181,11 @@ class Actor(threading.Thread):
         assert self.site is not None
         wishes = self.ledger.cancel_wishes(self.cluster_name) if self.tracked else {}
         for tracked in self.tracked.values():
-            keys = [key for key in tracked.jobs if key in wishes and not tracked.jobs[key].get("cancel")]
+            # not by the document: one that was taken over may carry the wish already, and nobody has acted on it
+            keys = [key for key in tracked.jobs if key in wishes and key not in tracked.stopped]
             if keys:
                 self.site.stop(tracked.name, tracked.ident, keys, whole=len(keys) == len(tracked.jobs))
+                tracked.stopped.update(keys)
                 for key in keys:
                     tracked.jobs[key]["cancel"] = wishes[key]
 

@@ -77,6 +77,8 @@ def clear(site: Site, comparison: Comparison) -> None:
     for name in comparison.unwanted_folders:
         # a folder that holds no job is removed as well, through a name inside it
         site.clean([f"{site.folder(name)}/{key}" for key in _keys_in(site, name) or ["none"]])
+    # archives of transfers that were cut; another agent may be sending one at this moment
+    site.call(f"find {shlex.quote(site.root)} -maxdepth 1 -type f '(' -name '.send-*' -o -name '.fetch-*' ')' -mmin +60 -delete")
 
 
 def _keys_in(site: Site, batch: str) -> list[str]:

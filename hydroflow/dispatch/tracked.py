@@ -23,6 +23,8 @@ class Tracked:
     """Scheduler id; empty while it is not known whether it was submitted."""
     offered: bool = False
     """The scheduler may have been asked: it must be looked for before anything else is done with it."""
+    stopped: set[str] = field(default_factory=set)
+    """Jobs that were stopped because nobody wants them any more."""
     seen_running: bool = False
     ended: bool = False
     silent_since: float | None = None

@@ -28,6 +28,7 @@ from hydroflow.store import open_objects, packs, services
 from hydroflow.store.process import ProcessIdentity
 from tests.clusters.conftest import executions, job, write_campaign
 from tests.s3_emulator import Emulator, create_bucket
+from tests.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.engine, pytest.mark.service]
 
@@ -168,6 +169,11 @@ def test_a_year_of_troubles(mongod, settings, store, sites, s3, small_disk, agen
     # and none ran twice at all that the machines had not failed, as its history says
     excused = {key for key in keys if any("again" in e.reason or "another cluster" in e.reason for e in jobs[key].history)}
     assert {key: n for key, n in starts.items() if n > 1 and key not in excused} == {}
+    # what was left behind by agents that were killed is found and removed
+    agents.kill()
+    agents()
+    scratch = [sites.base / f"scratch-{name}" for name in ("alpha", "beta")]
+    assert until(lambda: not [p for folder in scratch for p in folder.glob("[!.]*")]), [list(f.glob("*")) for f in scratch]
     print(f"{kills} kills; {len(keys)} jobs: {sum(starts.values())} executions, {sum(ends[k] for k in finished)} ends of the "
           f"{len(finished)} that finished; {sum(j.losses for j in jobs.values())} attempts lost; "
           f"{Counter(j.cluster for j in jobs.values())}")

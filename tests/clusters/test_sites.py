@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from tests.dispatch.engines import ECHO, PYTHON
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -21,10 +21,7 @@ def echoes(count: int, **inputs: object) -> list[JobSpec]:
 
 def assert_empty(folder: Path) -> None:
     """Nothing is left behind; cleaning follows the verdict a moment later."""
-    deadline = time.monotonic() + 15
-    while list(folder.glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert list(folder.glob("*")) == []
+    assert until(lambda: not list(folder.glob("[!.]*"))), list(folder.glob("*"))
 
 
 @pytest.mark.parametrize("batch, options", [

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from tests.clusters.conftest import executions, job
+from tests.dispatch.engines import PYTHON
+from tests.waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -29,6 +32,17 @@ def test_a_job_the_scheduler_killed_runs_again(store, sites, agents, tmp_path):
     assert finished.state == "done" and finished.attempt == 2
     assert executions(log)[keys[0]] == 2
     assert executions(Path(f"{log}.finished"))[keys[0]] == 1
+
+
+@pytest.mark.timeout(180)
+def test_a_wall_time_on_a_site_goes_on_from_the_checkpoint(store, sites, agent):
+    agent({"alpha": sites.cluster("alpha")})
+    ledger = Ledger(store)
+    spec = JobSpec(PYTHON, {"x": 3, "steps": 8, "pace": 1.5}, "1", resources=Resources(wall_time_s=10))
+    (finished,) = ledger.wait(ledger.submit([spec], "chaos"))
+    assert finished.result["square"] == 9 and finished.result["resumed_at"] > 0
+    assert any("stopped at its wall time" in e.reason and "continued from the checkpoints" in e.reason for e in finished.history)
+    assert store.objects.get(finished.outputs["steps.txt"]).split() == [str(i).encode() for i in range(8)]
 
 
 @pytest.mark.timeout(120)
@@ -54,17 +68,13 @@ def test_a_full_scratch_disk_is_named_and_survived(store, sites, agent, tmp_path
         made = agent({"alpha": sites.cluster("alpha").model_copy(update={"remote_root": str(scratch)})})
         ledger, log = Ledger(store), tmp_path / "log"
         keys = ledger.submit([job(i, log) for i in range(4)], "chaos")
-        deadline = time.monotonic() + 30
-        while "kB are free" not in made.actors["alpha"].health.reason and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert "kB are free" in made.actors["alpha"].health.reason
+        assert until(lambda: "kB are free" in made.actors["alpha"].health.reason), made.actors["alpha"].health
         assert {j.state for j in ledger.jobs(keys)} <= {"prepared", "submitted"}
         (scratch / "ballast").unlink()
         assert {j.state for j in ledger.wait(keys)} == {"done"}
         assert max(executions(log).values()) == 1
     finally:
         made.stop.set()
-        time.sleep(3)
         subprocess.run(["umount", "-l", scratch], check=True)
 
 
@@ -86,7 +96,4 @@ def test_jobs_of_a_site_that_stays_away_run_elsewhere(store, sites, agent, tmp_p
     finally:
         sites.run("mend", "beta")
     # what the site still has of it is taken away when it comes back
-    deadline = time.monotonic() + 40
-    while list((sites.base / "scratch-beta").glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert list((sites.base / "scratch-beta").glob("*")) == []
+    assert until(lambda: not list((sites.base / "scratch-beta").glob("[!.]*")), 90)

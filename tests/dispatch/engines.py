@@ -57,7 +57,7 @@ class Echo:
             raise EngineFailure(FailureCode.killed if code in ("137", "143") else FailureCode.unknown, f"exit code {code}")
         try:
             answer = json.loads((folder / "answer.json").read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise EngineFailure(FailureCode.corrupted_output, f"answer.json: {error}") from error
         files = {"answer.json": folder / "answer.json"}
         if job.inputs.get("proof"):

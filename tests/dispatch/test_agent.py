@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from hydroflow.campaign import Cluster
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from tests.dispatch.engines import ECHO, PYTHON
+from tests.waiting import connected
 
 
 def echo(value: object, **inputs: object) -> JobSpec:
@@ -65,10 +64,7 @@ def test_jobs_that_no_cluster_can_run_fail_with_the_reason(store, agent, monkeyp
 def test_the_cluster_of_higher_priority_is_filled_first(store, agent):
     running = agent({"low": Cluster(max_cores=4), "high": Cluster(max_cores=4, priority=1)})
     ledger = Ledger(store)
-    deadline = time.monotonic() + 60
-    while any(actor.placement.room is None for actor in running.actors.values()):  # both are connected and have looked for work
-        assert time.monotonic() < deadline, {name: actor.health for name, actor in running.actors.items()}
-        time.sleep(0.1)
+    connected(running)
     assert {j.cluster for j in ledger.wait(ledger.submit([echo(i, sleep=0.5) for i in range(3)], "a"))} == {"high"}
     jobs = ledger.wait(ledger.submit([echo(10 + i, sleep=3) for i in range(8)], "a"))
     assert {j.cluster for j in jobs} == {"low", "high"}

@@ -15,6 +15,7 @@ from hydroflow.dispatch.ledger import Ledger
 from hydroflow.errors import HydroflowError
 from hydroflow.store.packs import read
 from tests.dispatch.engines import ECHO
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_cancel_stops_a_running_job_and_its_processes(store, agent, run, tmp_pat
     start = time.monotonic()
     run("jobs", "cancel", running)
     (job,) = ledger.wait([running])
-    assert job.state == "cancelled" and time.monotonic() - start < 15
+    assert job.state == "cancelled" and time.monotonic() - start < 45  # not its 60 s
     assert ledger.wait([waiting])[0].state == "done"
     assert not (tmp_path / "log.finished").exists()
     # wanted again, it runs again
@@ -156,11 +157,11 @@ def test_reconcile_finds_and_clears_what_nobody_wants(store, run):
 
 def test_reconcile_collects_what_ended_while_nobody_watched(store, agent, run, tmp_path):
     watched, ledger, log = agent({"local": Cluster(max_cores=3)}), Ledger(store), tmp_path / "log"
-    short, long = ledger.submit([echo(1, sleep=1, log=str(log)), echo(2, sleep=30, log=str(log))], "hunt")
+    short, long = ledger.submit([echo(1, sleep=1, log=str(log)), echo(2, sleep=60, log=str(log))], "hunt")
     while not log.exists() or len(log.read_text().splitlines()) < 2:
         time.sleep(0.05)
     watched.stop.set()  # jobs go on
-    assert not until_true(lambda: ledger.jobs([short])[0].state == "done", 3)
+    assert not until(lambda: ledger.jobs([short])[0].state == "done", 3)
     clusters = tmp_path / "clusters.toml"
     clusters.write_text('[local]\n[far]\ncontext = "ssh"\nhost = "127.0.0.1"\nuser = "nobody"\nport = 9\n')
     told = json.loads(run("jobs", "reconcile", "--apply", "--clusters", str(clusters), "--json", code=1))
@@ -169,21 +170,13 @@ def test_reconcile_collects_what_ended_while_nobody_watched(store, agent, run, t
     assert told["ended_became"] == {"done": 1}
     assert ledger.jobs([short])[0].result["answer"] == 1
     assert ledger.jobs([long])[0].state == "running"
-    # the next agent adopts what this command left running, and a live one is asked to look
-    agent()
+    # the next agent adopts what this command left running and stops what was cancelled meanwhile; a live one is asked to look
     ledger.cancel([long])
+    agent()
     assert ledger.wait([long])[0].state == "cancelled"
+    assert not (tmp_path / "log.finished").read_text().count(long)
     assert len(log.read_text().splitlines()) == 2
     assert "does it now" in run("jobs", "reconcile", "--apply")
-
-
-def until_true(condition, wait_s: float) -> bool:
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_kept_files_come_back_and_clusters_tell_how_they_are(store, agent, run, tmp_path, monkeypatch):
@@ -194,4 +187,4 @@ def test_kept_files_come_back_and_clusters_tell_how_they_are(store, agent, run, 
     Ledger(store).wait([key])
     run("jobs", "fetch", key[:8], str(tmp_path / "out"))
     assert (tmp_path / "out" / "answer.json").read_text() == '"x"'
-    assert until_true(lambda: "healthy" in run("clusters", "status"), 10)
+    assert until(lambda: "healthy" in run("clusters", "status"))

@@ -52,7 +52,7 @@ def test_running_processes_are_adopted(settings, store, campaign, stopped_at_end
     assert start_agent(settings, campaign) != pid
     jobs = ledger.wait(keys)
     assert [j.state for j in jobs] == ["done"] * 3
-    assert time.monotonic() - started < 15  # no lease had to run out
+    assert time.monotonic() - started < 45  # no lease had to run out
     assert len(log.read_text().splitlines()) == 3
     assert all(j.attempt == 1 for j in jobs)
 
@@ -72,11 +72,11 @@ def test_random_kills_lose_nothing_and_repeat_nothing(settings, store, campaign,
 
 def test_sigterm_stops_cleanly_and_leaves_jobs_running(settings, store, campaign, stopped_at_end, tmp_path):
     ledger, log = Ledger(store), tmp_path / "log"
-    keys = ledger.submit([JobSpec(ECHO, {"value": 1, "sleep": 2, "log": str(log)}, "1")], "a")
+    keys = ledger.submit([JobSpec(ECHO, {"value": 1, "sleep": 8, "log": str(log)}, "1")], "a")
     pid = start_agent(settings, campaign)
     while not log.exists():
         time.sleep(0.05)
-    assert ProcessIdentity.of(pid).stop(timeout_s=10)
+    assert ProcessIdentity.of(pid).stop(timeout_s=40)
     assert ledger.jobs(keys)[0].state in ("submitted", "running")
     start_agent(settings, campaign)
     assert ledger.wait(keys)[0].state == "done"

@@ -17,6 +17,7 @@ from hydroflow.dispatch.suspicion import SAME_FAILURES, Suspicion
 from hydroflow.errors import FailureCode
 from hydroflow.store.documents import Job
 from tests.dispatch.engines import ECHO, PYTHON
+from tests.waiting import connected, until
 
 C = FailureCode
 
@@ -85,6 +86,7 @@ def test_a_cluster_that_fails_unrelated_jobs_is_left_and_they_are_done_elsewhere
     broken.write_text("#!/bin/sh\nexit 139\n")
     broken.chmod(0o755)
     running = agent({"sick": Cluster(executables={"sleep": str(broken)}, priority=1, max_cores=2), "well": Cluster(max_cores=2)})
+    connected(running)
     ledger = Ledger(store)
     jobs = ledger.wait(ledger.submit([JobSpec(ECHO, {"value": i, "sleep": 0.2}, "1") for i in range(30)], "a"))
     assert [(j.state, j.cluster) for j in jobs] == [("done", "well")] * 30
@@ -94,24 +96,22 @@ def test_a_cluster_that_fails_unrelated_jobs_is_left_and_they_are_done_elsewhere
     assert any("unknown: exit code 139; to be run on another cluster than sick" in e.reason
                for e in Job.objects.get(key=tried[0]).history)
     assert running.actors["sick"].placement.suspicion.suspected(ECHO)
-    deadline = time.monotonic() + 20
-    while running.actors["sick"].health.state != "suspected" and time.monotonic() < deadline:
-        time.sleep(0.1)
+    assert until(lambda: running.actors["sick"].health.state == "suspected")
     assert "failed alike (unknown)" in running.actors["sick"].health.reason
 
 
 def test_a_job_stopped_at_its_wall_time_goes_on_where_its_checkpoints_are(store, agent):
     agent({"one": Cluster(max_cores=1), "two": Cluster(max_cores=1)})
     ledger = Ledger(store)
-    specs = [JobSpec(PYTHON, {"x": x, "steps": 6, "pace": 1.0}, "1", resources=Resources(wall_time_s=4)) for x in (2, 3)]
+    specs = [JobSpec(PYTHON, {"x": x, "steps": 8, "pace": 1.5}, "1", resources=Resources(wall_time_s=10)) for x in (2, 3)]
     jobs = ledger.wait(ledger.submit(specs, "a"))
     assert [j.result["square"] for j in jobs] == [4, 9]
     for job in jobs:
         assert job.attempt > 1 and job.result["resumed_at"] > 0
-        assert any("walltime: stopped at its wall time of 4 s" in e.reason and "continued from the checkpoints" in e.reason
+        assert any("walltime: stopped at its wall time of 10 s" in e.reason and "continued from the checkpoints" in e.reason
                    for e in job.history)
         assert len({e.reason.split(",")[0] for e in job.history if e.state == "submitted"}) == 1  # one cluster only
-        assert job.cost["wall_s"] > 4  # all attempts are paid
+        assert job.cost["wall_s"] > 10  # all attempts are paid
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import httpx
@@ -12,18 +11,10 @@ from hydroflow.store import open_store
 from hydroflow.store.documents import Job
 from hydroflow.store.services import down, prefect_api_url
 from tests.flows.test_kill import count, kill_agent, make_bench
+from tests.waiting import until
 
 pytestmark = [pytest.mark.flow, pytest.mark.engine, pytest.mark.timeout(400)]
 OPEN = ["prepared", "submitted", "running", "collecting"]
-
-
-def until(condition, wait_s: float = 120) -> bool:
-    deadline = time.monotonic() + wait_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def test_cancelled_in_prefect(tmp_path: Path) -> None:
@@ -32,7 +23,7 @@ def test_cancelled_in_prefect(tmp_path: Path) -> None:
         api = prefect_api_url(bench.settings)
         with open_store(bench.settings):
             process = bench.start()
-            assert until(lambda: count(kind="dft.label", state="done") >= 2), bench.log.read_text()[-2000:]
+            assert until(lambda: count(kind="dft.label", state="done") >= 2, 180), bench.log.read_text()[-2000:]
             (run,) = httpx.post(f"{api}/flow_runs/filter", json={}).raise_for_status().json()
             assert run["state"]["type"] == "RUNNING" and count(state__in=OPEN) > 0
             httpx.post(f"{api}/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
