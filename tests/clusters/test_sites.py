@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hydroflow.dispatch.check import check
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from tests.dispatch.engines import ECHO, PYTHON
@@ -39,3 +40,14 @@ def test_a_failing_job_leaves_its_group_alone(store, agent, sites, batch, option
     if batch != "Shell":
         assert len({j.batch for j in jobs[:6]}) == (6 if not options else 2)
     assert_empty(sites.base / "scratch-alpha")
+
+
+@pytest.mark.parametrize("batch", ["Slurm", "Shell"])
+def test_clusters_check_on_a_site(sites, tmp_path, batch):
+    cluster = sites.cluster("beta", batch, executables={"ph.x": "no-such-ph.x"})
+    found = {f.what: f for f in check("beta", cluster, tmp_path, ("python", "pw.x", "ph.x"))}
+    assert {what for what, f in found.items() if not f.ok} == {"ph.x"}, found
+    assert "no-such-ph.x" in found["ph.x"].detail
+    assert "v." in found["pw.x"].detail and "hydroflow" in found["python"].detail
+    assert "ran on beta" in found["tiny job"].detail and batch in found["scheduler"].detail
+    assert_empty(sites.base / "scratch-beta")

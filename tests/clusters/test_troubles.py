@@ -85,7 +85,7 @@ def test_jobs_of_a_site_that_stays_away_run_elsewhere(store, sites, agent, tmp_p
     monkeypatch.setattr("hydroflow.dispatch.transport.CALL_TIMEOUT_S", 5.0)
     ledger, log = Ledger(store), tmp_path / "log"
     made = agent({"beta": sites.cluster("beta")})
-    keys = ledger.submit([job(1, log, sleep=15)], "chaos")
+    keys = ledger.submit([job(1, log, sleep=8)], "chaos")
     while not log.exists():
         time.sleep(0.1)
     sites.run("cut", "beta")
