@@ -244,6 +244,9 @@ class Epc(_Section):
 
     protocol: str = Field("screening", description="plumbing, screening or publication, see `hydroflow epc protocols`")
     initial: Positive = Field(480, description="candidates with EPC before the Tc model is trained")
+    max_core_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="budget of EPC; candidates whose estimate exceeds what is left of it are passed over"
+    )
     mu_star: list[Annotated[float, Field(gt=0, lt=0.5)]] = [0.10, 0.15]
     cores: Positive = 1
     wall_time_s: Positive = 86_400

@@ -32,7 +32,7 @@ def work(crystal: Crystal, grid: Meshes, ecutwfc_ry: float, electrons: float) ->
     Parameters
     ----------
     electrons
-        Valence electrons per cell; see :func:`valence_electrons`.
+        Valence electrons per cell.
     """
     data = spglib.get_symmetry((crystal.cell, crystal.fractional, crystal.numbers), symprec=1e-3)
     operations = len(data["rotations"]) if data is not None else 1
@@ -73,5 +73,5 @@ def fit(works: Sequence[float], core_hours: Sequence[float]) -> CostModel:
 
 def timings(results: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     """Work and core hours of finished results of :func:`hydroflow.epc.chain.run_chain`."""
-    rows = [r for r in results if r.get("status") == "done" and r.get("work") and r.get("cpu_hours")]
-    return [float(r["work"]) for r in rows], [float(r["cpu_hours"]) for r in rows]
+    rows = [r for r in results if r.get("status") == "done" and r.get("work") and r.get("core_hours")]
+    return [float(r["work"]) for r in rows], [float(r["core_hours"]) for r in rows]

@@ -138,5 +138,14 @@ def band_path(crystal: Crystal, points: int) -> BandPath:
     return Cell(crystal.cell).bandpath(npoints=points)
 
 
+def path_ticks(ticks: Sequence[float], labels: Sequence[str]) -> dict[float, str]:
+    """Names of the points along a path by their place on its axis; where the path jumps, two points share a place (``M|R``)."""
+    names: dict[float, str] = {}
+    for tick, label in zip(ticks, labels, strict=True):
+        name = {"G": "Γ"}.get(label, label)
+        names[tick] = f"{names[tick]}|{name}" if tick in names else name
+    return names
+
+
 def _masses(crystal: Crystal) -> dict[str, float]:
     return {f"amass({i})": float(atomic_masses[atomic_numbers[s]]) for i, s in enumerate(species(crystal), start=1)}

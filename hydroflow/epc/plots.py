@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hydroflow.epc.inputs import path_ticks
 from hydroflow.errors import DataError
 
 
@@ -82,10 +83,7 @@ def dispersion(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> Figure:
     axes.plot(x, w, color="#33475b", lw=0.8)
     axes.scatter(np.repeat(x, w.shape[1]), w.ravel(), s=60 * np.array(path["lambda"][i]).ravel(), color="#b5403a", alpha=0.5,
                  linewidth=0)
-    labels: dict[float, str] = {}  # where the path jumps, two points share a tick
-    for tick, label in zip(path["ticks"], path["labels"], strict=True):
-        name = {"G": "Γ"}.get(label, label)
-        labels[tick] = f"{labels[tick]}|{name}" if tick in labels else name
+    labels = path_ticks(path["ticks"], path["labels"])
     axes.set(xlim=(x[0], x[-1]), ylabel="frequency (THz)", xticks=list(labels), xticklabels=list(labels.values()))
     for tick in labels:
         axes.axvline(tick, color="#c9d1d9", lw=0.6, zorder=0)

@@ -1,20 +1,27 @@
-"""One panel per candidate with electron–phonon coupling: λ against the broadening, α²F, Tc by formula, and the checks."""
+"""One panel per candidate with electron–phonon coupling: λ and Tc against the broadening, α²F, the dispersion with each mode's
+coupling, Tc by formula, and the checks."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Any
 
+from hydroflow.epc.inputs import path_ticks
 from hydroflow.report.svg import Plot, Scale
 from hydroflow.report.words import fixed, formula_html, number, spacegroup_html
 
 FORMULAS = {"mcmillan": "McMillan", "allen_dynes": "Allen–Dynes", "eliashberg": "Eliashberg"}
+MAX_PATH_POINTS = 80
+"""q points that the small picture of a dispersion is drawn with."""
+LEAST_CIRCLE = 0.02
+"""Modes with less than this share of the largest λ get no circle: hundreds of dots too small to see."""
 
 
 def panel(result: dict[str, Any]) -> str:
     """The HTML of one candidate's EPC result."""
     css, words = ("good", "Tc counts") if result["usable"] else ("bad", "Tc does not count")
-    figures = "".join(f"<div>{f}</div>" for f in (broadening(result), spectrum(result)) if f)
+    figures = "".join(f"<div>{f}</div>" for f in (
+        broadening(result), temperature(result), spectrum(result), dispersion(result)) if f)
     facts = [
         ("λ", number(result.get("lambda"))), ("ω<sub>log</sub>", f"{fixed(result.get('omega_log_k'), 0)} K"),
         ("ω̄₂", f"{fixed(result.get('omega2_k'), 0)} K"), ("protocol", escape(str(result.get("protocol") or "–"))),
@@ -52,6 +59,49 @@ def broadening(result: dict[str, Any]) -> str | None:
     if reported:
         plot.rule(y=float(reported), words=f"λ = {reported:.2f}")
     return plot.render(f"λ against broadening for {result['formula']}")
+
+
+def temperature(result: dict[str, Any]) -> str | None:
+    """Tc against the double-delta broadening: Allen–Dynes and Eliashberg at the lowest μ* (lines) and the highest (dashed)."""
+    rows = [(float(b["sigma_ry"]), b["tc_k"]) for b in result.get("broadenings") or [] if b.get("lambda") and b.get("tc_k")]
+    if not rows:
+        return None
+    lines = []
+    for css, name in (("s0", "allen_dynes"), ("s1", "eliashberg")):
+        for mu, dashed in dict.fromkeys([(min(rows[0][1]), ""), (max(rows[0][1]), " dashed")]):
+            points = [(sigma, float(tc[mu][name])) for sigma, tc in rows if tc.get(mu, {}).get(name) is not None]
+            lines.append((points, css + dashed, f"{FORMULAS[name]}, μ* = {_mu(mu)}"))
+    temperatures = [tc for points, *_ in lines for _, tc in points]
+    plot = Plot(Scale.around([r[0] for r in rows], include=[0]), Scale.around(temperatures, include=[0]),
+                "broadening σ (Ry)", "Tc (K)", width=260, height=180, left=46)
+    plateau = result.get("plateau") or {}
+    if plateau.get("flat"):
+        plot.band(float(plateau["first"]), float(plateau["last"]), "plateau", "band plateau")
+    for points, css, words in lines:
+        plot.line(points, css, words)
+        for sigma, tc in points:
+            plot.dot(sigma, tc, css.split()[0], f"σ {sigma:g} Ry: {tc:.0f} K, {words}", radius=2)
+    return plot.render(f"Tc against broadening for {result['formula']}")
+
+
+def dispersion(result: dict[str, Any]) -> str | None:
+    """Phonon frequencies along the high-symmetry path; the area of a circle is the λ of that mode."""
+    path = (result.get("spectrum") or {}).get("path")
+    if not path:
+        return None
+    every = max(1, len(path["x"]) // MAX_PATH_POINTS)
+    x = [float(v) for v in path["x"][::every]]
+    frequencies, lambdas = path["frequency_thz"][::every], path["lambda"][::every]
+    plot = Plot(Scale(x[0], float(path["x"][-1])), Scale.around([w for row in frequencies for w in row], include=[0]),
+                "q", "frequency (THz)", width=260, height=180, left=46, x_ticks=path_ticks(path["ticks"], path["labels"]))
+    for mode in zip(*frequencies, strict=True):
+        plot.line(list(zip(x, mode, strict=True)), "s7")
+    most = max(value for row in lambdas for value in row)
+    for at, row, couplings in zip(x, frequencies, lambdas, strict=True):
+        for thz, value in zip(row, couplings, strict=True):
+            if most > 0 and value > LEAST_CIRCLE * most:
+                plot.dot(at, thz, "s3", f"{thz:.1f} THz: λ {value:.2f}", radius=5 * (value / most) ** 0.5)
+    return plot.render(f"phonon dispersion of {result['formula']}, circles by coupling")
 
 
 def spectrum(result: dict[str, Any]) -> str | None:

@@ -178,7 +178,8 @@ def _coupling(data: ReportData) -> str:
     words = (f"{len(data.epc)} finished, {len(data.usable)} with a Tc that counts; "
              + (f"the first {len(shown)} by that and by Tc." if len(shown) < len(data.epc) else "those first."))
     return (f"<p>{words} A λ that still moves with the broadening σ is not "
-            "converged. Beside α²F, dashed: λ as it builds up with frequency.</p>"
+            "converged; in Tc, full lines are the lowest μ*, dashed ones the highest. Beside α²F, dashed: λ as it builds up with "
+            "frequency. Circles on a dispersion: the coupling of that mode.</p>"
             f'<div class="cards">{"".join(coupling.panel(e) for e in shown)}</div>')
 
 

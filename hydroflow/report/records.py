@@ -204,8 +204,9 @@ def _epc(store: Store, campaign: str) -> list[dict[str, Any]]:
     return found
 
 
-def _spectrum(store: Store, result: dict[str, Any]) -> dict[str, list[float]] | None:
-    """α²F and λ(ω) at the reported broadening, from the file that the collecting job kept; None where there is none."""
+def _spectrum(store: Store, result: dict[str, Any]) -> dict[str, Any] | None:
+    """α²F, λ(ω) and the dispersion with the λ of its modes (``path``, None without one) at the reported broadening, from the file
+    that the collecting job kept; None where there is none."""
     job = Job.objects(key__in=result["jobs"], kind="epc.collect", state="done").only("outputs").first()
     digest = (job.outputs or {}).get("spectra.json") if job else None
     if not digest:
@@ -218,7 +219,9 @@ def _spectrum(store: Store, result: dict[str, Any]) -> dict[str, list[float]] | 
     at = min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - float(result.get("sigma_ry") or 0)), default=None)
     if at is None or not spectra["a2f"][at]:
         return None
-    return {"frequency_thz": spectra["frequency_thz"], "a2f": spectra["a2f"][at], "lambda": spectra["lambda"][at]}
+    path = spectra.get("path")
+    return {"frequency_thz": spectra["frequency_thz"], "a2f": spectra["a2f"][at], "lambda": spectra["lambda"][at],
+            "path": {**path, "lambda": path["lambda"][at]} if path else None}
 
 
 def _costs(campaign: str) -> list[dict[str, Any]]:

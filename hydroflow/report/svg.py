@@ -7,7 +7,7 @@ A figure made here follows the page into dark mode, prints, scales without blur 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -92,7 +92,7 @@ def drawing(width: float, height: float, parts: Iterable[str], label: str) -> st
 class Plot:
     """Axes that marks are added to; all coordinates are data values.
 
-    `x_names` replaces a numeric x axis by names at 0, 1, 2, …
+    `x_names` replaces a numeric x axis by names at 0, 1, 2, …, `x_ticks` by names with grid lines at the given values.
     """
 
     x: Scale
@@ -102,6 +102,7 @@ class Plot:
     width: float = 420
     height: float = 280
     x_names: Sequence[str] | None = None
+    x_ticks: Mapping[float, str] | None = None
     left: float = 58
     right: float = 14
     top: float = 14
@@ -183,10 +184,12 @@ class Plot:
             parts.append(f'<line x1="{self.left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}" class="grid"/>')
             parts.append(text(self.left - 6, at + 4, number(t), "tick", "end"))
         if self.x_names is None:
-            for t in self.x.ticks(max(3, int(self.width // 75))):
+            named = self.x_ticks if self.x_ticks is not None else {
+                t: number(t) for t in self.x.ticks(max(3, int(self.width // 75)))}
+            for t, name in named.items():
                 at = self.px(t)
                 parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{self.top}" y2="{bottom}" class="grid"/>')
-                parts.append(text(at, bottom + 16, number(t), "tick", "middle"))
+                parts.append(text(at, bottom + 16, name, "tick", "middle"))
         else:
             every = max(1, math.ceil(len(self.x_names) * 26 / (right - self.left)))
             for i, name in list(enumerate(self.x_names))[::every]:

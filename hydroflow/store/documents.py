@@ -218,6 +218,8 @@ class Candidate(Document):
     """Id of the structure that became the same crystal when DFT relaxed both; that one gets EPC."""
     epc_status = StringField()
     """None, ``queued``, ``done``, ``failed``."""
+    epc_estimate_core_hours = FloatField()
+    """What its EPC was expected to cost when it was last considered for a batch; `cost_core_hours` is what it did cost."""
     epc = DictField()
     """Result of the EPC chain: lambda, omega_log_K, omega2_K, tc_K per μ*, broadenings, checks, protocol, q points."""
     usable = BooleanField()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
+from hydroflow.tc.budget import affordable
+
 
 def ranking(ehull_dft_ev: Sequence[float], tc_predicted_k: Sequence[float]) -> np.ndarray:
     """Order of candidates, best first; (n,) indices.
@@ -24,6 +26,9 @@ def ranking(ehull_dft_ev: Sequence[float], tc_predicted_k: Sequence[float]) -> n
     return np.lexsort((-tc, total))
 
 
-def next_batch(ehull_dft_ev: Sequence[float], tc_predicted_k: Sequence[float], count: int) -> list[int]:
-    """Indices of the next `count` candidates for EPC, best first."""
-    return [int(i) for i in ranking(ehull_dft_ev, tc_predicted_k)[:count]]
+def next_batch(
+    ehull_dft_ev: Sequence[float], tc_predicted_k: Sequence[float], count: int, core_hours: Sequence[float] | None = None,
+    left_core_hours: float | None = None,
+) -> list[int]:
+    """Indices of the next `count` candidates for EPC, best first; costs as in :func:`hydroflow.tc.queue.first_batch`."""
+    return affordable(ranking(ehull_dft_ev, tc_predicted_k), count, core_hours, left_core_hours)

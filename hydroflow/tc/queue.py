@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 import spglib
 
+from hydroflow.tc.budget import affordable
+
 
 @lru_cache(maxsize=1)
 def _point_group_orders() -> np.ndarray:
@@ -43,7 +45,7 @@ def scores(spacegroups: Sequence[int], atoms: Sequence[int], hydrogen_dos_share:
 
 def first_batch(
     spacegroups: Sequence[int], atoms: Sequence[int], hydrogen_dos_share: Sequence[float | None], count: int,
-    core_hours: Sequence[float] | None = None, budget_core_hours: float | None = None,
+    core_hours: Sequence[float] | None = None, left_core_hours: float | None = None,
 ) -> list[int]:
     """Indices of the candidates to compute, most preferred first.
 
@@ -52,20 +54,10 @@ def first_batch(
     count
         At most so many.
     core_hours
-        Estimated cost of each (:mod:`hydroflow.epc.cost`).
-    budget_core_hours
+        Estimated cost of each (:mod:`hydroflow.tc.budget`).
+    left_core_hours
         Candidates that would exceed what is left of the budget are passed over for cheaper ones behind them.
     """
     # a stable sort, so that equal candidates keep the order they came in
     order = np.argsort(-scores(spacegroups, atoms, hydrogen_dos_share), kind="stable")
-    chosen: list[int] = []
-    left = budget_core_hours
-    for i in order:
-        if len(chosen) == count:
-            break
-        if left is not None and core_hours is not None:
-            if core_hours[i] > left:
-                continue
-            left -= core_hours[i]
-        chosen.append(int(i))
-    return chosen
+    return affordable(order, count, core_hours, left_core_hours)

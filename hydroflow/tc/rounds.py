@@ -27,6 +27,7 @@ from hydroflow.store.documents import Candidate, ModelRecord, now
 from hydroflow.store.runs import summarise
 from hydroflow.structures.fingerprints import representatives
 from hydroflow.tc.acquire import next_batch
+from hydroflow.tc.budget import cost_model, estimates, left
 from hydroflow.tc.model import tc_spec
 from hydroflow.tc.queue import first_batch
 
@@ -57,22 +58,46 @@ def tc_rounds(
         return 0
     candidates = distinct(candidates)
     hydrogen_shares(campaign, store, ledger, candidates, settings, progress)
-    chosen = first_batch(
-        [c.spacegroup or 1 for c in candidates], [c.natoms for c in candidates], [c.hydrogen_dos_share for c in candidates],
-        campaign.epc.initial)
-    coupling(campaign, store, ledger, [candidates[i] for i in chosen], settings, "EPC, first batch", progress)
+    # what an interrupted run had begun keeps its place, so that going on asks for the same calculations
+    begun = [c for c in candidates if c.epc_status is not None]
+    first = [*begun, *pick(campaign, candidates, settings, campaign.epc.initial - len(begun))]
+    coupling(campaign, store, ledger, first, settings, "EPC, first batch", progress)
     for index in range(campaign.tc.rounds):
+        wanted = campaign.epc.initial + (index + 1) * campaign.tc.acquire - sum(c.epc_status is not None for c in candidates)
+        if wanted < 1:
+            continue
         predicted = predict(campaign, store, ledger, candidates, lam_model, dataset, index, progress)
-        rest = [c for c in candidates if c.epc_status is None]
-        if predicted:
-            batch = next_batch([c.ehull_dft_ev for c in rest], [c.tc_predicted_k for c in rest], campaign.tc.acquire)
-        else:  # too few usable values for a model yet: the queue of the first batch goes on
-            batch = first_batch([c.spacegroup or 1 for c in rest], [c.natoms for c in rest],
-                                [c.hydrogen_dos_share for c in rest], campaign.tc.acquire)
+        # while there are too few usable values for a model, the queue of the first batch goes on
+        batch = pick(campaign, candidates, settings, min(wanted, campaign.tc.acquire), predicted)
         if not batch:
             break
-        coupling(campaign, store, ledger, [rest[i] for i in batch], settings, f"EPC, batch {index + 2}", progress)
+        coupling(campaign, store, ledger, batch, settings, f"EPC, batch {index + 2}", progress)
     return sum(c.epc_status == "done" for c in candidates)
+
+
+def pick(
+    campaign: Campaign, candidates: Sequence[Candidate], settings: LabelSettings, count: int, predicted: bool = False,
+) -> list[Candidate]:
+    """The next `count` candidates for EPC that the budget allows: by predicted Tc where there is a model, else by symmetry, size
+    and hydrogen share. What each is expected to cost goes onto its document."""
+    rest = [c for c in candidates if c.epc_status is None]
+    if not rest or count < 1:
+        return []
+    costs = estimates(candidate_structures(rest), {s: p.valence for s, p in settings.pseudos.items()}, settings.ecutwfc_ry,
+                      campaign.epc.protocol, cost_model())
+    for c, hours in zip(rest, costs, strict=True):
+        c.epc_estimate_core_hours = hours
+        Candidate.objects(id=c.id).update_one(set__epc_estimate_core_hours=hours)
+    money = left(campaign.epc.max_core_hours, [c for c in candidates if c.epc_status is not None])
+    if predicted:
+        chosen = next_batch([c.ehull_dft_ev for c in rest], [c.tc_predicted_k for c in rest], count, costs, money)
+    else:
+        chosen = first_batch([c.spacegroup or 1 for c in rest], [c.natoms for c in rest], [c.hydrogen_dos_share for c in rest],
+                             count, costs, money)
+    if money is not None and len(chosen) < min(count, len(rest)):
+        summarise(campaign.name, epc_note=f"{len(chosen)} of {min(count, len(rest))} wanted EPC chains fit into what is left of "
+                  f"epc.max_core_hours, {max(money, 0):.2g} of {campaign.epc.max_core_hours:g} core-hours")
+    return [rest[i] for i in chosen]
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -146,6 +171,7 @@ def _record(campaign: Campaign, candidate: Candidate, result: EpcResult) -> None
     candidate.epc_status = "done" if done else "failed"
     candidate.epc = result
     candidate.usable = bool(result.get("usable"))
+    candidate.cost_core_hours = result.get("core_hours")
     values: dict[str, Any] = {
         "set__stage": "epc", "set__epc_status": candidate.epc_status, "set__epc": result, "set__usable": candidate.usable,
         "set__cost_core_hours": result.get("core_hours"), "add_to_set__jobs": result.get("jobs", []), "set__updated": now()}

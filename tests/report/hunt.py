@@ -169,6 +169,15 @@ def candidates(store: Store) -> None:
     Candidate.objects.insert(found)
 
 
+def path_of(lam: float) -> dict:
+    """A dispersion of three modes; only the second couples, most in the middle of the path."""
+    x = np.linspace(0, 1, 30)
+    frequencies = np.column_stack([8 * np.sin(np.pi * x), 24 + 3 * x, 40 - 2 * x])
+    coupling = np.column_stack([0 * x, lam * np.exp(-((x - 0.5) / 0.1) ** 2), 0 * x])
+    return {"x": x.tolist(), "ticks": [0.0, 0.6, 0.6, 1.0], "labels": ["G", "M", "R", "G"],
+            "frequency_thz": frequencies.tolist(), "lambda": [coupling.tolist()] * 10}
+
+
 def epc_result(store: Store, i: int, lam: float, log: float, tc: float, usable: bool) -> dict:
     sigmas = [0.005 * (k + 1) for k in range(10)]
     wobble = [lam * (1 + (0.45 if usable else 1.6) * math.exp(-s / 0.009)) for s in sigmas]
@@ -176,7 +185,7 @@ def epc_result(store: Store, i: int, lam: float, log: float, tc: float, usable: 
     a2f = 0.5 * lam * sum(w * np.exp(-((frequencies - c) / s) ** 2) for c, s, w in ((9, 2.5, 0.22), (24, 5, 0.5), (38, 6, 0.42)))
     running = np.cumsum(2 * a2f / frequencies) * (frequencies[1] - frequencies[0])
     spectra = {"frequency_thz": frequencies.tolist(), "sigma_ry": sigmas, "a2f": [a2f.tolist()] * 10,
-               "lambda": [running.tolist()] * 10}
+               "lambda": [running.tolist()] * 10, "path": path_of(lam) if i % 2 else None}
     key = f"epc.collect-{i}"
     Job(key=key, kind="epc.collect", engine="quantum-espresso 6.7", campaigns=[NAME], state="done",
         outputs={"spectra.json": store.objects.put(json.dumps(spectra).encode())}, cost={"core_hours": 0.001}).save()
@@ -184,7 +193,8 @@ def epc_result(store: Store, i: int, lam: float, log: float, tc: float, usable: 
         "lambda": lam, "omega_log_k": log, "omega2_k": 1.32 * log, "protocol": "screening", "usable": usable,
         "tc_k": {"0.10": {"mcmillan": 0.82 * tc, "allen_dynes": tc, "eliashberg": 1.12 * tc},
                  "0.15": {"mcmillan": 0.72 * tc, "allen_dynes": 0.88 * tc, "eliashberg": tc}},
-        "broadenings": [{"sigma_ry": s, "lambda": v, "omega_log_k": log, "tc_k": {"0.10": {"allen_dynes": tc}}}
+        "broadenings": [{"sigma_ry": s, "lambda": v, "omega_log_k": log, "tc_k": {
+            "0.10": {"allen_dynes": tc, "eliashberg": 1.12 * tc}, "0.15": {"allen_dynes": 0.88 * tc, "eliashberg": tc}}}
                         for s, v in zip(sigmas, wobble, strict=True)],
         "plateau": {"sigma": 0.035, "first": 0.025, "last": 0.045, "spread": 0.03 if usable else 0.4, "flat": usable},
         "sigma_ry": 0.035, "jobs": [key],

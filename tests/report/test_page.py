@@ -56,6 +56,18 @@ def test_opens_in_a_browser_without_any_request(page: Path, tmp_path: Path) -> N
         assert 'class="empty"' not in inside
 
 
+def test_the_coupling_of_each_candidate_is_drawn(page: Path) -> None:
+    inside = page.read_text().split('<section id="coupling">')[1].split("</section>")[0]
+    cards = inside.split('<article class="card">')[1:]
+    assert all("λ against broadening" in c and "Tc against broadening" in c and "α²F of" in c for c in cards)
+    drawn = [c.split('aria-label="phonon dispersion')[1].split("</svg>")[0] for c in cards if "phonon dispersion" in c]
+    assert 0 < len(drawn) < len(cards)  # a chain whose q mesh could not be interpolated has no dispersion
+    circles = re.findall(r"<title>([\d.]+) THz: λ ([\d.]+)</title>", drawn[0])
+    assert circles and all(24 <= float(thz) <= 27 for thz, _ in circles)  # only the mode that couples
+    assert "M|R" in drawn[0]
+    assert "Eliashberg, μ* = 0.15" in cards[0]
+
+
 def test_a_page_that_asks_for_something_would_be_noticed(tmp_path: Path) -> None:
     page = tmp_path / "leaky.html"
     page.write_text('<!doctype html><img src="https://example.invalid/logo.png">')

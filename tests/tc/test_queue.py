@@ -30,8 +30,9 @@ def test_first_batch_is_the_best_and_stable():
 
 
 def test_a_budget_passes_over_what_is_too_dear():
-    chosen = first_batch([225, 225, 225], [8, 9, 10], [0.9, 0.8, 0.7], 3, core_hours=[5, 100, 4], budget_core_hours=10)
+    chosen = first_batch([225, 225, 225], [8, 9, 10], [0.9, 0.8, 0.7], 3, core_hours=[5, 100, 4], left_core_hours=10)
     assert chosen == [0, 2]
+    assert next_batch([0.0, 0.1, 0.2], [300, 200, 100], 2, core_hours=[11, 6, 4], left_core_hours=10) == [1, 2]
 
 
 def test_ranking_wants_stable_and_high_tc():
