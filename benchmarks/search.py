@@ -27,7 +27,7 @@ from hydroflow.lam import LamModel
 from hydroflow.screening.hull import hull_distances
 from hydroflow.screening.storage import minima
 from hydroflow.search import plan
-from hydroflow.search.adaptive import ROUNDS, search
+from hydroflow.search.adaptive import search
 from hydroflow.search.shard import SearchShard, search_block
 from hydroflow.settings import ServiceSettings
 from hydroflow.store import Store, open_store, services
@@ -35,6 +35,7 @@ from hydroflow.store.documents import Job
 
 SYMBOLS = ("H", "Ca", "Y")
 NEAR_EV = 0.1
+ROUNDS = [0.5, 0.25, 0.25]
 CAMPAIGN = """
 name = "benchmark"
 seed = {seed}
@@ -52,6 +53,7 @@ fmax_ev_a = 0.1
 max_steps = 100
 [search]
 structures_per_composition = {each}
+rounds = {rounds}
 """
 
 
@@ -133,16 +135,16 @@ def measure(store: Store, home: Path, seeds: int, each: int) -> dict[str, Any]:
     totals: dict[str, float] = {}
     structures = 0
     model = store.objects.put(b"the pair potential")
-    warm = parse(CAMPAIGN.format(seed=99, each=2))
+    warm = parse(CAMPAIGN.format(seed=99, each=2, rounds=[1.0]))
     search_block(warm, LamModel.load("warm"), plan.requests(warm))  # compile and import before the clock runs
     start = time.perf_counter()
     for seed in range(seeds):
-        campaign: Campaign = parse(CAMPAIGN.format(seed=seed, each=each))
         found = []
-        for name, shares in (("even", (1.0,)), ("rounds", ROUNDS)):
+        for name, shares in (("even", [1.0]), ("rounds", ROUNDS)):
+            campaign: Campaign = parse(CAMPAIGN.format(seed=seed, each=each, rounds=shares))
             store.database.drop_collection("jobs")
             ledger = HereLedger(store, home / f"{name}-{seed}")
-            found.append(search(campaign, store, ledger, model, rounds=shares))
+            found.append(search(campaign, store, ledger, model))
             structures += ledger.structures
             for stage, seconds in ledger.seconds.items():
                 totals[stage] = totals.get(stage, 0.0) + seconds

@@ -23,7 +23,7 @@ from hydroflow.learning import loop
 from hydroflow.learning.context import Context
 from hydroflow.learning.loop import Learned
 from hydroflow.screening.funnel import screen
-from hydroflow.search.shard import collect_search, search_specs
+from hydroflow.search import adaptive
 from hydroflow.store import open_store
 from hydroflow.store.documents import Iteration, Job
 from hydroflow.store.runs import finish, get_run, open_run, summarise, timed_stage
@@ -65,18 +65,11 @@ def stage2(campaign_name: str, learned: Learned, index: int) -> Learned:
 def search_and_screen(campaign_name: str, learned: Learned) -> dict[str, int]:
     """Search every composition with the trained model, then the five filters; counts by filter."""
     with stage_context(campaign_name, "search") as ctx:
-        jobs = loop.done(
-            ctx.run(search_specs(ctx.campaign, ctx.store, learned.models[0]), "search: relax shards"), "search"
-        )
-        structures = collect_search(ctx.store, jobs, ctx.campaign.search.keep_ehull_ev)
+        structures = adaptive.search(ctx.campaign, ctx.store, ctx.ledger, learned.models[0], ctx.progress)
     with stage_context(campaign_name, "screening") as ctx:
         counts = screen(ctx.campaign, ctx.store, ctx.ledger, structures, learned.models[0], ctx.progress)
-        summarise(
-            campaign_name,
-            funnel=[{"name": s.name, "count": s.count, "threshold": s.threshold} for s in counts.steps],
-            hull=counts.hull,
-        )
-    create_table_artifact(key="funnel", table=[{"filter": s.name, "left": s.count} for s in counts.steps])
+        summarise(campaign_name, funnel=[vars(s) for s in counts.steps], hull=counts.hull)
+    create_table_artifact(key="funnel", table=[vars(s) for s in counts.steps])
     return {s.name: s.count for s in counts.steps}
 
 

@@ -24,17 +24,21 @@ class StageProgress:
         self._artifact: object | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        what, _, figures = what.partition(" · ")  # figures change from call to call, what is being done does not
         log.info(
-            "%s: %d of %d", what, done, total, extra={"stage": self.stage, "what": what, "done": done, "total": total}
+            "%s: %d of %d", what, done, total,
+            extra={"stage": self.stage, "what": what, "done": done, "total": total, "figures": figures},
         )
         ended = done >= total
         if what == self._what and not ended and time.monotonic() - self._last < RECORD_EVERY_S:
             return
         self._last = time.monotonic()
-        set_stage(self.campaign, self.stage, f"{what}: {done} of {total}")
+        said = f"{what}: {done} of {total}" + (f" ({figures})" if figures else "")
+        set_stage(self.campaign, self.stage, said)
         percent = 100.0 * done / max(total, 1)
         if what != self._what:
             self._artifact = create_progress_artifact(progress=percent, description=what)
         elif self._artifact is not None:
-            update_progress_artifact(artifact_id=self._artifact, progress=percent)  # type: ignore[arg-type]
+            described = {"description": said} if figures else {}
+            update_progress_artifact(artifact_id=self._artifact, progress=percent, **described)  # type: ignore[arg-type]
         self._what = what

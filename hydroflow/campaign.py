@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ase.data import atomic_numbers
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hydroflow.errors import CampaignError
 
@@ -213,10 +213,21 @@ class Search(_Section):
     """The campaign-wide structure search."""
 
     structures_per_composition: Positive = 167
+    rounds: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [1.0], min_length=1, description="shares of the structures per round, which add up to 1; the first round is spread "
+        "evenly, later ones go to compositions near the hull and evolve from their best"
+    )
     shard_structures: Positive = Field(20_000, description="structures per job")
     keep_ehull_ev: Annotated[float, Field(gt=0)] = Field(
         0.2, description="structures within this of the hull go to MongoDB"
     )
+
+    @field_validator("rounds")
+    @classmethod
+    def _all_structures(cls, rounds: list[float]) -> list[float]:
+        if abs(sum(rounds) - 1) > 1e-6:
+            raise ValueError(f"the shares of the rounds must add up to 1, these add up to {sum(rounds):g}")
+        return rounds
 
 
 class Funnel(_Section):

@@ -124,7 +124,8 @@ class _Terminal(logging.Handler):
             return
         if ended and not new and self.printed < 0:
             return
-        line = f"{_clock(now - self.started):>8}  {what}: {done} of {total}"
+        figures = getattr(record, "figures", "")
+        line = f"{_clock(now - self.started):>8}  {what}: {done} of {total}" + (f" ({figures})" if figures else "")
         if self.live:
             if new and self.open_line:
                 sys.stderr.write("\n")

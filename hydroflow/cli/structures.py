@@ -195,6 +195,64 @@ def volumes(source: str, pressure: float, window: float, as_json: bool) -> None:
     _line(f"built-in values at {pressure:g} GPa", {s: f"{atomic_volume(s, pressure):.2f}" for s in fitted})
 
 
+@structures.command()
+@click.argument("where")
+@click.option("-c", "--campaign", help="Campaign (name or file); default: the one touched last.")
+@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many rows.")
+@click.option("--all", "everything", is_flag=True, help="No limit.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--csv", "as_csv", is_flag=True, help="CSV on standard output.")
+def query(where: str, campaign: str | None, limit: int, everything: bool, as_json: bool, as_csv: bool) -> None:
+    """Structures of a campaign's search that meet WHERE, e.g. "formula = 'CaYH12' and spacegroup > 75".
+
+    Looks at every structure that was searched (the shards in the object store) and at what the funnel and electron-phonon
+    coupling added to candidates (MongoDB). "" asks for everything; a wrong field is answered with the list of fields.
+    """
+    import csv
+    import sys
+
+    from hydroflow.cli.common import campaign_name
+    from hydroflow.errors import UserError
+    from hydroflow.search.query import FIELDS
+    from hydroflow.search.query import query as ask
+    from hydroflow.store import open_store
+    from hydroflow.store.documents import Run
+
+    store = open_store()
+    last = None if campaign else Run.objects.order_by("-updated").first()
+    if campaign is None and last is None:
+        raise UserError("no campaign was ever started here; start one with `hydroflow run FILE`")
+    name = campaign_name(campaign) if campaign else str(last.campaign)
+    rows = ask(store, where, name, None if everything else limit)
+    if as_json:
+        click.echo(json.dumps({"campaign": name, "structures": rows}))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, [*FIELDS, "shard", "row"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        _query_table(name, rows, cut=not everything and len(rows) == limit)
+
+
+def _query_table(campaign: str, rows: list[dict[str, Any]], cut: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Structures of {campaign}: {len(rows)}" + (" (there may be more: --all)" if cut else ""),
+                  caption="enthalpy in eV/atom, E_hull by the model in meV/atom, Tc in K")
+    for name in ("id", "formula", "space group", "atoms", "enthalpy", "E_hull", "Tc", "stands at"):
+        table.add_column(name, justify="left" if name in ("id", "formula", "stands at") else "right", no_wrap=True)
+    for r in rows:
+        table.add_row(r["id"], r["formula"], _shown(r["spacegroup"], 0), _shown(r["natoms"], 0),
+                      _shown(r["enthalpy_ev_atom"], 4), _shown(r["ehull_lam_ev"], 0, 1000), _shown(r["tc_k"], 0),
+                      r["stage"] or "")
+    Console(width=160).print(table)
+
+
+def _shown(value: float | None, decimals: int, scale: float = 1.0) -> str:
+    return "–" if value is None else f"{scale * value:.{decimals}f}"
+
+
 def _dataset(digest: str) -> StructureArrays:
     from hydroflow.arrays import StructureArrays
     from hydroflow.cli.lam import _one as one_record

@@ -12,7 +12,7 @@ from hydroflow.store import Store
 from hydroflow.store.documents import Job
 
 Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total)."""
+"""Called as (what, done, total). What comes after `` · `` in what are figures that change from call to call."""
 
 
 @dataclass

@@ -23,14 +23,17 @@ CLASSES = {"accurate": "s2", "candidate": "s1", "unreliable": "s6", "unphysical"
 
 # ---- funnel -----------------------------------------------------------------------------------------------------------
 def funnel(steps: list[dict[str, Any]]) -> str | None:
-    """One bar per step with its count and the share kept; bar lengths are logarithmic once counts span over 50."""
+    """One bar per step with its count, the share kept, and what was neither kept nor rejected by value.
+
+    Bar lengths are logarithmic once counts span over 50.
+    """
     if not steps:
         return None
     counts = [max(int(s.get("count") or 0), 0) for s in steps]
     most = max(*counts, 1)
     logarithmic = most > 50 * max(min((c for c in counts if c), default=1), 1)
     name_width, width, row = 176.0, 900.0, 44.0
-    room = width - name_width - 190
+    room = width - name_width - 250
     parts = []
     for i, (step, n) in enumerate(zip(steps, counts, strict=True)):
         y = i * row + 4
@@ -39,6 +42,8 @@ def funnel(steps: list[dict[str, Any]]) -> str | None:
         name = str(step.get("name", ""))
         rule = threshold(name, step.get("threshold"))
         kept = f"{100 * n / counts[i - 1]:.3g} % kept" if i and counts[i - 1] else ""
+        for key, what in (("undetermined", "not computed"), ("waiting", "waiting")):
+            kept += f", {count(step[key])} {what}" if step.get(key) else ""
         parts += [
             svg.text(name_width - 14, y + 15, filter_name(name), "strong", "end"),
             svg.text(name_width - 14, y + 29, rule, "note", "end"),
@@ -63,7 +68,7 @@ def learning(iterations: list[dict[str, Any]]) -> list[tuple[str, str]]:
     target = next((i["goal"].get("target") for i in reversed(iterations) if i["stage"] == "stage2" and i["goal"]), None)
     if any(v is not None for _, values in series for v in values):
         scale = Scale.around([v for _, values in series for v in values if v], log=True, include=[target] if target else [])
-        plot = _over_iterations(iterations, scale, "mean error (meV/atom)")
+        plot = _over_iterations(iterations, scale, "mean error (meV/atom), log")
         for (name, css), values in series:
             _curve(plot, iterations, values, css, name, "meV/atom")
         if target:
@@ -73,7 +78,7 @@ def learning(iterations: list[dict[str, Any]]) -> list[tuple[str, str]]:
                               f"goal of stage 2, enthalpy: {target:g} meV/atom" if target else "")))
     forces = [i["errors"].get("force_mev_a") for i in iterations]
     if any(v is not None for v in forces):
-        plot = _over_iterations(iterations, Scale.around([v for v in forces if v], log=True), "mean force error (meV/Å)")
+        plot = _over_iterations(iterations, Scale.around([v for v in forces if v], log=True), "mean force error (meV/Å), log")
         _curve(plot, iterations, forces, "s3", "force", "meV/Å")
         out.append(("Forces", plot.render("Force error over the iterations")))
     total, before = [], 0

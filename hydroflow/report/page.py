@@ -146,7 +146,8 @@ def _funnel(data: ReportData) -> str:
     svg = figures.funnel(data.funnel)
     if not svg:
         return _empty("Nothing has been screened yet: the search runs once both stages of learning have ended.")
-    return _figure(svg, "Structures left after each filter, in the order applied. A filter sees only what those before it kept.")
+    return _figure(svg, "Structures left after each filter, in the order applied. A filter sees only what those before it kept. "
+                   "Not computed: the calculation failed, see the candidate. Waiting: beyond funnel.max_candidates_dft.")
 
 
 def _candidates(data: ReportData, cifs: dict[str, str]) -> str:

@@ -178,7 +178,8 @@ def _reason(c: Candidate) -> str:
         words = failed.reason or ""
         if not words and failed.value is not None and failed.threshold is not None:
             words = f"{failed.value:.3g} against the threshold {failed.threshold:.3g}"
-        return f"{filter_name(failed.filter)}: {words}".rstrip(": ")
+        name = filter_name(failed.filter)
+        return words if words.startswith(name) else f"{name}: {words}".rstrip(": ")
     return why(c) or "not judged yet"
 
 

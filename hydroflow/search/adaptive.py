@@ -21,8 +21,6 @@ from hydroflow.store import Store
 from hydroflow.store.documents import Job
 from hydroflow.structures import Request
 
-ROUNDS = (0.5, 0.25, 0.25)
-"""Shares of the structures per round; the first is spread evenly."""
 WIDTH_EV = 0.05
 """A composition whose lowest phase is this far above the hull gets 1/e of the structures of one on it, eV/atom."""
 PARENTS = 12
@@ -31,16 +29,16 @@ PARENTS = 12
 
 def search(
     campaign: Campaign, store: Store, ledger: Ledger, model_digest: str,
-    on_progress: Callable[[str, int, int], None] | None = None, rounds: Sequence[float] = ROUNDS,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> StructureArrays:
-    """Search every composition of the campaign in rounds and collect what was found.
+    """Search every composition of the campaign in the rounds of ``search.rounds`` and collect what was found.
 
     Deterministic: run again, each round finds its shards finished and asks for the same ones next.
 
     Parameters
     ----------
-    rounds
-        Shares of all structures (:func:`hydroflow.search.plan.requests`) per round; ``(1,)`` is the plain even search.
+    on_progress
+        Called with (what, shards done, shards of this round); after `` · `` in what stand the live figures.
 
     Returns
     -------
@@ -52,6 +50,7 @@ def search(
     DataError
         when every shard of a round failed; the first reason is given.
     """
+    rounds = campaign.search.rounds
     total = sum(r.count for r in plan.requests(campaign))
     live = LiveFigures(store, total)
     asked: Counter[str] = Counter()
@@ -70,11 +69,13 @@ def search(
         specs = search_specs(campaign, store, model_digest, wanted, parents)
         new = ledger.submit(specs, campaign.name)
 
-        def tell(counts: dict[str, int], number: int = number, new: list[str] = new) -> None:
+        title = "search" if len(rounds) == 1 else f"search, round {number + 1} of {len(rounds)}"
+
+        def tell(counts: dict[str, int], title: str = title, new: list[str] = new) -> None:
             live.update(new)
             if on_progress is not None:
                 done = sum(counts.get(s, 0) for s in ("done", "failed", "quarantined", "cancelled"))
-                on_progress(f"search, round {number + 1} of {len(rounds)}: {live.line()}", done, len(set(new)))
+                on_progress(f"{title} · {live.line()}", done, len(set(new)))
 
         finished = ledger.wait(new, on_progress=tell)
         live.update(new)
@@ -123,24 +124,19 @@ def next_requests(
 
 
 def best_of_cells(store: Store, jobs: Sequence[Job], wanted: Sequence[Request]) -> StructureArrays:
-    """The :data:`PARENTS` lowest structures of each wanted cell, read shard by shard."""
-    cells = {r.cell_id for r in wanted}
-    best = StructureArrays.empty()
-    for job in jobs:
-        for part in read_row_groups(store.objects, job.outputs[SHARD]):
-            ids = np.array([Request(c, 1).cell_id for c in part.compositions()], dtype=object)
-            best = StructureArrays.concatenate([best, part[np.isin(ids, list(cells))]])
-            best = _lowest_few(best)
-    return best
+    """The lowest structures of each wanted cell, read shard by shard: :data:`PARENTS`, and no more than are wanted of it."""
+    most = {r.cell_id: min(PARENTS, r.count) for r in wanted}
+    best = [_lowest_few(part, most) for job in jobs for part in read_row_groups(store.objects, job.outputs[SHARD])]
+    return _lowest_few(StructureArrays.concatenate(best), most)
 
 
-def _lowest_few(arrays: StructureArrays) -> StructureArrays:
+def _lowest_few(arrays: StructureArrays, most: dict[str, int]) -> StructureArrays:
     if not len(arrays):
         return arrays
     ids = np.array([Request(c, 1).cell_id for c in arrays.compositions()])
     order = np.lexsort((arrays.columns["id"].astype(str), arrays.columns["enthalpy_ev"], ids))
     rank = np.arange(len(order)) - np.searchsorted(ids[order], ids[order])
-    return arrays[np.sort(order[rank < PARENTS])]
+    return arrays[np.sort(order[rank < [most.get(i, 0) for i in ids[order]]])]
 
 
 def _numbers(request: Request) -> np.ndarray:

@@ -55,12 +55,17 @@ def search_specs(
     requests
         What to generate; default: the whole campaign (:func:`hydroflow.search.plan.requests`).
     parents
-        Relaxed structures that evolving generators go on from.
+        Relaxed structures that evolving generators go on from; a shard gets those of its own cells.
     """
     wanted = plan.requests(campaign) if requests is None else requests
-    files = {MODEL_FILE: model_digest}
-    if parents is not None and len(parents):
-        files[PARENTS_FILE] = store.objects.put(write_shard(parents))
+    parents = StructureArrays.empty() if parents is None else parents
+    cells = np.array([Request(c, 1).cell_id for c in parents.compositions()], dtype=str)
+
+    def files(piece: list[Request]) -> dict[str, str]:
+        own = np.flatnonzero(np.isin(cells, [r.cell_id for r in piece]))
+        return {MODEL_FILE: model_digest} | (
+            {PARENTS_FILE: store.objects.put(write_shard(parents[own]))} if len(own) else {})
+
     pieces = plan.shards(wanted, campaign.search.shard_structures)
     engine = model_engine(model_digest)
     return [
@@ -75,7 +80,7 @@ def search_specs(
                 "relaxation": campaign.relaxation.model_dump(mode="json"),
             },
             engine=engine,
-            files=files,
+            files=files(piece),
             resources=Resources(cores=campaign.model.cores, gpus=campaign.model.gpus,
                                 wall_time_s=campaign.model.wall_time_s),
             label=f"search {i + 1}/{len(pieces)}: {sum(r.count for r in piece)} structures of {len(piece)} cells",

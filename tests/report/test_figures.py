@@ -29,6 +29,8 @@ def test_funnel_of_the_paper_is_logarithmic_and_keeps_zero() -> None:
     svg = funnel(steps) or ""
     assert "36\u2009292\u2009030" in svg and "≤ 50 meV/atom" in svg and "number &gt; 75" in svg and "logarithm" in svg
     assert 'width="0.0"' in svg
+    short = [{"name": "phonons", "count": 24}, {"name": "ehull_dft", "count": 8, "rejected": 1, "undetermined": 2, "waiting": 13}]
+    assert "33.3 % kept, 2 not computed, 13 waiting" in (funnel(short) or ""), "what waits for DFT was not rejected by it"
     assert "logarithm" not in (funnel([{"name": "a", "count": 40}, {"name": "b", "count": 10}]) or "")
 
 

@@ -47,7 +47,8 @@ class HereLedger(Ledger):
 @pytest.mark.service
 def test_rounds(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydroflow.lam.LamModel.load", lambda path: pair_model())
-    campaign = parse(CAMPAIGN.replace("max_steps = 60", "max_steps = 30") + "[generator]\nmix = {random = 0.5, swarm = 0.5}\n")
+    campaign = parse(CAMPAIGN.replace("max_steps = 60", "max_steps = 30").replace(
+        "[search]", "[search]\nrounds = [0.5, 0.25, 0.25]") + "[generator]\nmix = {random = 0.5, swarm = 0.5}\n")
     ledger = HereLedger(store, tmp_path)
     lines: list[str] = []
     model = store.objects.put(b"a model")

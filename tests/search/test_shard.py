@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign, parse
+from hydroflow.cli.main import cli
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.errors import DataError, EngineFailure
 from hydroflow.screening.hull import hull_distances
@@ -19,6 +21,7 @@ from hydroflow.search.query import query, structures
 from hydroflow.search.shard import SearchShard, search_specs
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate, Job
+from hydroflow.store.runs import open_run
 from tests.search.potential import pair_model
 
 CAMPAIGN = """
@@ -68,7 +71,7 @@ def computed(store: Store, tmp_path: Path, campaign: Campaign) -> list[Job]:
 
 
 @pytest.mark.service
-def test_search_collect_and_query(store: Store, tmp_path: Path) -> None:
+def test_search_collect_and_query(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = parse(CAMPAIGN)
     jobs = computed(store, tmp_path, campaign)
     asked = sum(r.count for r in plan.requests(campaign))
@@ -110,6 +113,16 @@ def test_search_collect_and_query(store: Store, tmp_path: Path) -> None:
     assert next(r for r in query(store, "formula = 'CaYH6'", campaign.name) if r["id"] == rows[0]["id"])["tc_k"] == 99.0
     with pytest.raises(DataError, match="has no finished search"):
         query(store, "natoms < 3", "another")
+
+    # the same on the command line, which takes the last campaign where none is named
+    monkeypatch.setattr("hydroflow.store.open_store", lambda *args: store)
+    open_run(campaign)
+    said = CliRunner().invoke(cli, ["structures", "query", f"system = 'Ca-H-Y' and ehull_lam_ev <= {limit}", "--all", "--json"])
+    answer = json.loads(said.output)
+    assert answer["campaign"] == campaign.name
+    assert {r["id"] for r in answer["structures"]} == set(found.columns["id"][ternary & (distance <= limit)])
+    table = CliRunner().invoke(cli, ["structures", "query", "tc_k > 50", "-c", campaign.name]).output
+    assert rows[0]["id"] in table and " 99 " in table
 
     # shards of two models are never joined
     jobs[0].files["model.pt"] = "sha256:" + "0" * 64
