@@ -20,6 +20,7 @@ from pymongo.collection import Collection
 
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.states import ACTIVE, TERMINAL, State, sources
+from hydroflow.dispatch.suspicion import UNEXPLAINED
 from hydroflow.errors import DataError, RunCancelled
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
@@ -337,6 +338,9 @@ class AgentLedger(Ledger):
         the cluster come back, what it still has of them is unwanted and is stopped (:mod:`hydroflow.dispatch.reconcile`)."""
         self.take_over(cluster, here_only, dead_owners)
         self._forget_checkpoints({"cluster": cluster})
+        # jobs that were to be tried here after they had failed elsewhere for no known reason
+        self.collection.update_many({"state": State.prepared.value, "avoid.0": {"$exists": True},
+                                     "failure.code": {"$in": [code.value for code in UNEXPLAINED]}}, {"$unset": {"avoid": ""}})
         update = _update(State.prepared, reason, unset=(*_ON_CLUSTER, "cluster", "batch", "scheduler_id", "restart_from"))
         return self.collection.update_many(
             {"cluster": cluster, "owner": self.owner, "state": {"$in": [s.value for s in ACTIVE]}},

@@ -146,11 +146,15 @@ def test_documents_stay_small_whatever_happens(store, monkeypatch):
 def test_what_is_gone_from_one_cluster_is_free_for_others(store):
     keys = Ledger(store).submit([spec(i) for i in range(3)], "a")
     agent = AgentLedger(store, "h/h/1")
+    claim(agent, keys[2:], "near")
+    agent.collecting(keys[2:])
+    agent.change([Change(keys[2], S.prepared, "crashed", {"avoid": ["near"], "failure": {"code": "killed"}})])
     claim(agent, keys[:2], "far")
     agent.collecting(keys[:1])
     agent.change([Change(keys[0], S.prepared, "walltime", {"restart_from": "/far/x"})])
     assert Job.objects.get(key=keys[0]).restart_from == "/far/x"
     assert agent.release_lost("far", False, "^nobody", "away too long") == 1
     assert not any(job.restart_from for job in Job.objects)
+    assert Job.objects.get(key=keys[2]).avoid == []  # the far cluster was its other chance
     assert {state(key) for key in keys} == {"prepared"}
     assert [Job.objects.get(key=key).losses for key in keys] == [0, 1, 0]
