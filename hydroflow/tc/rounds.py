@@ -29,6 +29,7 @@ from hydroflow.structures.fingerprints import representatives
 from hydroflow.tc.acquire import next_batch
 from hydroflow.tc.budget import cost_model, estimates, left
 from hydroflow.tc.model import tc_spec
+from hydroflow.tc.phonons import record_agreement
 from hydroflow.tc.queue import first_batch
 
 Progress = Callable[[str, int, int], None]
@@ -72,6 +73,7 @@ def tc_rounds(
         if not batch:
             break
         coupling(campaign, store, ledger, batch, settings, f"EPC, batch {index + 2}", progress)
+    record_agreement(campaign.name, candidates)
     return sum(c.epc_status == "done" for c in candidates)
 
 
