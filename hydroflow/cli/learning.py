@@ -36,6 +36,7 @@ def show(campaign: str, as_json: bool) -> None:
                         "selected": i.selected,
                         "labelled": i.labelled,
                         "quarantined": dict(i.quarantined),
+                        "held": dict(i.held),
                         "errors": dict(i.errors),
                         "goal": dict(i.goal),
                         "reached": i.reached,
@@ -77,6 +78,9 @@ def show(campaign: str, as_json: bool) -> None:
             f"{_number(g['value'])} → {g['target']:g}{' ✓' if i.reached else ''}" if g else "–",
         )
     Console().print(table)
+    for i in iterations:
+        for key, reason in i.held.items():
+            click.echo(f"held for review, {i.stage}/{i.index}, job {key[:12]}: {reason}")
 
 
 def _number(value: float | None) -> str:

@@ -42,15 +42,18 @@ class Deviation:
 def deviation(a: StructureArrays, b: StructureArrays) -> Deviation:
     """Compare two sets of labelled frames of the same structures, in the same order.
 
+    Atoms may come in another order within a structure (VASP groups them by element): they are matched by element and place.
+
     Raises
     ------
     DataError
         when they are not the same structures or there are none.
     """
-    if not len(a) or len(a) != len(b) or not np.array_equal(a.numbers, b.numbers):
+    if not len(a) or len(a) != len(b) or not np.array_equal(a.counts, b.counts):
         raise DataError(f"the two sets of labels are not of the same structures ({len(a)} and {len(b)} frames)")
     if np.abs(a.cells - b.cells).max() > 1e-4:
         raise DataError("the two sets of labels are not of the same structures (their cells differ)")
+    order = np.concatenate([start + _same_atoms(a[[i]], b[[i]]) for i, start in enumerate(np.cumsum(b.counts) - b.counts)])
     elements = sorted({s for c in a.compositions() for s in c})
     counts = np.array([[c.get(e, 0) for e in elements] for c in a.compositions()], float)
     difference = b.columns["energy_ev"] - a.columns["energy_ev"]
@@ -60,9 +63,20 @@ def deviation(a: StructureArrays, b: StructureArrays) -> Deviation:
         relative = float(np.sqrt(np.mean(left**2)))
     else:
         shifts, relative = np.full(len(elements), float(np.mean(difference / a.counts))), float("nan")
-    forces = b.atom_columns["forces_ev_a"] - a.atom_columns["forces_ev_a"]
+    forces = b.atom_columns["forces_ev_a"][order] - a.atom_columns["forces_ev_a"]
     pressures = np.abs(b.columns["pressure_gpa"] - a.columns["pressure_gpa"])
     return Deviation(
         len(a), relative, dict(zip(elements, map(float, shifts), strict=True)),
         float(np.sqrt(np.mean(forces**2))), float(np.abs(forces).max(initial=0.0)),
         float(pressures.mean()), float(pressures.max()))
+
+
+def _same_atoms(a: StructureArrays, b: StructureArrays) -> np.ndarray:
+    """(N,) for each atom of one frame `a` the index of the same atom in `b`, whose order may be another."""
+    delta = a.fractional[:, None, :] - b.fractional[None, :, :]
+    distances = np.linalg.norm((delta - np.round(delta)) @ a.cells[0], axis=2)
+    distances[a.numbers[:, None] != b.numbers[None, :]] = np.inf
+    order = distances.argmin(axis=1)
+    if len(set(order)) < len(order) or distances[np.arange(len(order)), order].max() > 1e-2:
+        raise DataError("the two sets of labels are not of the same structures (elements or places of their atoms differ)")
+    return order

@@ -12,6 +12,27 @@ from hydroflow.errors import DataError, EngineFailure
 from hydroflow.units import GPA_A3_EV
 
 
+def read_structures(path: Path) -> StructureArrays:
+    """Structures of a Parquet file of ours or of any file that ASE reads (POSCAR, CIF, extended XYZ …).
+
+    Raises
+    ------
+    DataError
+        when it cannot be read or a structure has no cell.
+    """
+    if path.suffix == ".parquet":
+        return StructureArrays.from_parquet(path.read_bytes())
+    from ase.io import read
+
+    try:
+        atoms = read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever their format's parser does
+        raise DataError(f"{path}: not a file of structures ({type(error).__name__}: {error})") from error
+    if not atoms or any(len(a) == 0 or a.cell.rank < 3 for a in atoms):
+        raise DataError(f"{path}: holds no structure, or one without a cell")
+    return StructureArrays.from_atoms(atoms)
+
+
 def read_labels(path: Path) -> StructureArrays:
     """Labelled frames of a file: columns ``energy_ev``, ``virial_ev``, ``pressure_gpa``, atom column ``forces_ev_a``.
 

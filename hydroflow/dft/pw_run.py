@@ -55,9 +55,11 @@ def parallel(executable: str) -> bool:
 def run_line(executable: str, name: str, pools: int = 1) -> str:
     """One program on ``NAME.in``, output in ``NAME.out``."""
     extra = f" -nk {pools}" if pools > 1 and parallel(executable) else ""
-    # unbuffered, or the error box of a crash can be lost;
-    # a serial run under Open MPI need not start a daemon, which costs as much as a small label
-    variables = "GFORTRAN_UNBUFFERED_PRECONNECTED=y OMPI_MCA_ess_singleton_isolated=1"
+    # unbuffered, or the error box of a crash can be lost
+    variables = "GFORTRAN_UNBUFFERED_PRECONNECTED=y"
+    if not parallel(executable):
+        # a serial run under Open MPI needs neither a daemon nor a search for network hardware: 0.1 s instead of 0.5 s to start
+        variables += " OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_pml=${OMPI_MCA_pml:-ob1}"
     return f"{variables} {executable}{extra} -i {name}.in > {name}.out 2> {name}.err"
 
 

@@ -63,7 +63,7 @@ def bootstrap(ctx: Context) -> Learned:
         requests = draw_requests(campaign.space, n, np.random.default_rng(seed))
         parts.append(generate(campaign, requests, pressure, seed, on_failure=lambda failure: None))
     structures = StructureArrays.concatenate(parts)
-    frames, quarantined, _ = label(ctx, structures, "bootstrap/0")
+    frames, quarantined, held, _ = label(ctx, structures, "bootstrap/0")
     if len(frames) < max(4, len(structures) // 5):
         raise LearningFailed(
             f"only {len(frames)} of {len(structures)} bootstrap labels are usable ({quarantined}); see `hydroflow jobs list "
@@ -79,6 +79,7 @@ def bootstrap(ctx: Context) -> Learned:
         selected=len(structures),
         labelled=len(frames),
         quarantined=quarantined,
+        held=held,
         dataset=dataset,
         models=list(models),
         errors=errors,
@@ -158,7 +159,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     distance = hull_distances(relaxed, relaxed.columns["enthalpy_ev"] / relaxed.counts)
     assessed, extra = select_relaxed(relaxed, distance, stage2.labels, rng)
     chosen = relaxed[np.concatenate([assessed, extra])]
-    frames, quarantined, ok = label(ctx, chosen, f"stage2/{index}", learned.dataset)
+    frames, quarantined, held, ok = label(ctx, chosen, f"stage2/{index}", learned.dataset)
     dft = frames.columns["energy_ev"] + pressure * GPA_A3_EV * frames.volumes
     error = np.abs(chosen[ok].columns["enthalpy_ev"] - dft) / frames.counts * 1000
     is_assessed = np.arange(len(chosen))[ok] < len(assessed)
@@ -185,6 +186,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         selected=len(chosen),
         labelled=len(frames),
         quarantined=quarantined,
+        held=held,
         dataset=dataset,
         models=list(models),
         errors={**errors, **before},
@@ -202,7 +204,7 @@ def _learn_from(
     explored: dict[str, Any],
     goal: dict[str, Any],
 ) -> Learned:
-    frames, quarantined, _ = label(ctx, chosen, f"{stage}/{index}", learned.dataset)
+    frames, quarantined, held, _ = label(ctx, chosen, f"{stage}/{index}", learned.dataset)
     if not len(frames):
         record(
             ctx,
@@ -213,6 +215,7 @@ def _learn_from(
             selected=len(chosen),
             labelled=0,
             quarantined=quarantined,
+            held=held,
             dataset=learned.dataset,
             models=list(learned.models),
             reached=False,
@@ -229,6 +232,7 @@ def _learn_from(
         selected=len(chosen),
         labelled=len(frames),
         quarantined=quarantined,
+        held=held,
         dataset=dataset,
         models=list(models),
         errors=errors,
@@ -239,32 +243,34 @@ def _learn_from(
 
 def label(
     ctx: Context, structures: StructureArrays, source: str, dataset: str | None = None
-) -> tuple[StructureArrays, dict[str, int], np.ndarray]:
+) -> tuple[StructureArrays, dict[str, int], dict[str, str], np.ndarray]:
     """DFT labels of structures.
 
     A label outside the robust range of the `dataset` it is to join (and of its own batch) is held for review: it stays in the
-    ledger and is counted, but does not train.
+    ledger and is listed with the iteration, but does not train.
 
     Returns
     -------
     frames : labelled frames, in the order of the structures that have one
     quarantined : failure code → how many
+    held : key of each label held for review → why
     ok : (n,) bool, which structures have a label
     """
     campaign = ctx.campaign
     settings = campaign_settings(campaign)
     resources = Resources(cores=campaign.labels.cores, wall_time_s=campaign.labels.wall_time_s)
     jobs = ctx.run(label_specs(ctx.store, structures, settings, resources=resources, label=source), f"{source}: DFT labels")
-    held = held_for_review(jobs)
+    held = {key: "; ".join(reasons) for key, reasons in held_for_review(jobs).items()}
     ok = np.array([j.state == "done" and j.key not in held for j in jobs], bool)
     frames = labelled_frames(ctx.store, jobs, source)
     codes = Counter((j.failure or {}).get("code", j.state) for j in jobs if j.state != "done")
     known = StructureArrays.concatenate(load_dataset(ctx.store, dataset).values()) if dataset else None
     review = review_batch(frames, known)
     ok[np.flatnonzero(ok)[review.held]] = False
-    if held or review.held.any():
-        codes["held for review"] = len(held) + int(review.held.sum())
-    return frames[~review.held], dict(codes), ok
+    held |= {str(frames.columns["job"][i]): reason for i, reason in review.reasons.items()}
+    if held:
+        codes["held for review"] = len(held)
+    return frames[~review.held], dict(codes), held, ok
 
 
 def train(

@@ -105,7 +105,8 @@ class Run(Document):
 class Iteration(Document):
     """One turn of concurrent learning: what was explored, selected, labelled, trained, and the errors found.
 
-    `stage` is ``bootstrap``, ``stage1`` or ``stage2``. Deviations in eV/Å, errors in meV/atom and meV/Å.
+    `stage` is ``bootstrap``, ``stage1`` or ``stage2``. `quarantined` counts failure codes, `held` maps the key of each label
+    held for review to the reason. Deviations in eV/Å, errors in meV/atom and meV/Å.
     """
 
     campaign = StringField(required=True)
@@ -115,6 +116,7 @@ class Iteration(Document):
     selected = IntField()
     labelled = IntField()
     quarantined = DictField()
+    held = DictField()
     dataset = StringField()
     models = ListField(StringField())
     errors = DictField()

@@ -196,13 +196,29 @@ def test_the_wrong_elements_pseudopotential(spec, failing, settings):
     assert failing(Label(), replace(job, files=swapped)) == "bad_pseudopotential"
 
 
-def test_diagonalisation_that_breaks_down_ends_in_quarantine(spec, folder_store, settings, tmp_path):
-    """A cutoff far too low for the basis: no correction helps, all are tried, the last verdict stands."""
-    job = spec(lah10())
-    low = {**job.inputs, "settings": {**job.inputs["settings"], "ecutwfc_ry": 2.0, "ecutrho_ry": 8.0}}
-    with pytest.raises(EngineFailure) as raised:
-        run(Label(), replace(job, inputs=low), folder_store, tmp_path)
-    assert raised.value.code.value in ("diagonalisation", "parallel_limits", "bad_input", "charge_density")
+@pytest.fixture
+def at_cutoff(spec):
+    def make(atoms: Atoms, ecutwfc_ry: float) -> JobSpec:
+        job = spec(atoms)
+        low = {**job.inputs["settings"], "ecutwfc_ry": ecutwfc_ry, "ecutrho_ry": 4 * ecutwfc_ry}
+        return replace(job, inputs={**job.inputs, "settings": low})
+    return make
+
+
+def test_a_grid_too_small_for_the_sticks_of_plane_waves(at_cutoff, failing):
+    assert failing(Label(), at_cutoff(h3s(2.3), 4.0)) == "parallel_limits"
+
+
+def test_inputs_that_no_correction_can_mend(spec, at_cutoff, folder_store, tmp_path):
+    """Fewer plane waves than bands, a keyword that is none, a metal without smearing: one attempt, then quarantine."""
+    cases = {"waves": (at_cutoff(lah10(), 2.0), {}, "bad_input"),
+             "keyword": (spec(h3s()), {"system": {"no_such_keyword": 1}}, "bad_input"),
+             "metal": (spec(h3s()), {"system": {"occupations": "fixed"}}, "needs_smearing")}
+    for name, (job, adjustments, code) in cases.items():
+        with pytest.raises(EngineFailure) as raised:
+            run(Label(), job, folder_store, tmp_path / name, adjustments)
+        assert raised.value.code.value == code
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["attempt1"]
 
 
 @pytest.mark.skipif(not Path("/usr/bin/mpirun").exists(), reason="pw.x of this machine has no mpirun beside it")
