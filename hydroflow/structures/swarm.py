@@ -2,8 +2,7 @@
 
 As in CALYPSO, part of every generation are fresh random symmetric structures and the rest descends from the best
 distinct structures so far, by particle-swarm steps towards the best of their neighbourhood and by the variation
-operators of evolutionary search; what comes out too close to a known structure is drawn again. Fresh structures prefer
-space groups in which good structures were found.
+operators of evolutionary search; what comes out too close to a known structure is drawn again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from hydroflow.structures.bonds import bond_matrices
 from hydroflow.structures.fingerprints import deduplicate, distance
 from hydroflow.structures.generate import Generation, Request, stream_key, structure_ids
 from hydroflow.structures.random import RandomGenerator
-from hydroflow.structures.symmetry import spacegroups
 from hydroflow.structures.variation import (
     Crystal,
     clashes,
@@ -41,8 +39,6 @@ class SwarmSettings:
     ----------
     fresh
         Share of fresh random symmetric structures.
-    learned_groups
-        Share of the fresh ones whose space group is drawn from those of the best structures.
     shares
         Relative frequency of the operators on the rest.
     parents
@@ -60,7 +56,6 @@ class SwarmSettings:
     """
 
     fresh: float = 0.4
-    learned_groups: float = 0.5
     shares: tuple[tuple[str, float], ...] = (
         ("towards", 0.25), ("heredity", 0.3), ("rattle", 0.2), ("strain", 0.1), ("permutation", 0.15))
     parents: int = 12
@@ -116,34 +111,17 @@ class SwarmGenerator:
         per_atom = relaxed.columns["enthalpy_ev"] / relaxed.counts
         best = relaxed[deduplicate(relaxed, per_atom)]
         best = best[np.argsort(best.columns["enthalpy_ev"], kind="stable")[:s.parents]]
-        fresh = int(rng.binomial(request.count, s.fresh))
-        learned = int(rng.binomial(fresh, s.learned_groups))
-        children = _children(campaign, best, pressure_gpa, request.count - fresh, s, rng)
+        wanted = request.count - int(rng.binomial(request.count, s.fresh))
+        children = _children(campaign, best, pressure_gpa, wanted, s, rng)
         # children that found no place are made up for by random structures
-        plain = request.count - learned - len(children)
-        low, high = campaign.generator.space_groups
-        groups = [int(g) for g in spacegroups(best)[0] if low <= g <= high]
-        parts, failures = [], []
-        if learned and groups:
-            weights: dict[int, float] = {}
-            for rank, g in enumerate(groups):
-                weights[g] = weights.get(g, 0.0) + 1.0 / (1 + rank)
-            made = RandomGenerator(weights, "swarm-learned").generate(
-                campaign, [Request(request.composition, learned, request.first)], pressure_gpa, seed)
-            parts.append(made.structures)
-            plain += learned - len(made.structures)
-        else:
-            plain += learned
-        if plain:
-            made = RandomGenerator(stream="swarm").generate(
-                campaign, [Request(request.composition, plain, request.first)], pressure_gpa, seed)
-            parts.append(made.structures)
-            failures = made.failures
-        if children:
-            parts.append(StructureArrays.from_lists(
-                [c.numbers for c in children], [c.fractional for c in children], [c.cell for c in children],
-                {"composition_index": np.zeros(len(children), int), "requested_spacegroup": np.zeros(len(children), int)}))
-        return Generation(StructureArrays.concatenate(parts), failures)
+        fresh = Request(request.composition, request.count - len(children), request.first)
+        made = RandomGenerator(stream="swarm").generate(campaign, [fresh], pressure_gpa, seed)
+        if not children:
+            return made
+        born = StructureArrays.from_lists(
+            [c.numbers for c in children], [c.fractional for c in children], [c.cell for c in children],
+            {"composition_index": np.zeros(len(children), int), "requested_spacegroup": np.zeros(len(children), int)})
+        return Generation(StructureArrays.concatenate([made.structures, born]), made.failures)
 
 
 def _children(
