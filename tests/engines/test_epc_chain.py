@@ -25,7 +25,7 @@ from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc import plots
 from hydroflow.epc.chain import run_chain, scf_spec
 from hydroflow.epc.jobs import SAVE, EpcQ, EpcScf
-from hydroflow.epc.protocols import meshes, primitive, protocol
+from hydroflow.epc.protocols import Meshes, meshes, primitive, protocol
 from hydroflow.errors import EngineFailure, SettingsError
 from hydroflow.store.documents import Job
 from tests.dft.driver import FolderStore, Objects, attempt, run
@@ -129,7 +129,7 @@ def test_the_flow_killed_at_each_step_goes_on_and_repeats_nothing(store, agent, 
     def flow() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", _FLOW], env=environment, stdout=subprocess.PIPE, text=True)
 
-    for step in range(3):  # after nothing, the scf, the first q
+    for step in range(5):  # after nothing, the scf, each of the three q
         process = flow()
         until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until and (done() < step or not Job.objects.count()):
@@ -145,14 +145,18 @@ def test_the_flow_killed_at_each_step_goes_on_and_repeats_nothing(store, agent, 
 
 
 # ---- one q: kills, limits, failures ----------------------------------------------------------------------------------
+def _ground_state(store: FolderStore, k_spacing: float = 1.5) -> tuple[JobSpec, Meshes]:
+    atoms, settings = h3s(), replace(protocol("plumbing"), q_spacing=1.5, k_spacing=k_spacing)
+    crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
+    grid = meshes(crystal, settings)
+    return scf_spec(crystal, grid, settings, pseudos(store.objects, "H", "S"), CUTOFFS, ENGINE), grid
+
+
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory) -> tuple[FolderStore, JobSpec]:
     """The saved ground state of H3S and the job of its second q (12 modes in 7 representations)."""
     store = FolderStore(Objects(tmp_path_factory.mktemp("objects")))
-    atoms, settings = h3s(), replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5)
-    crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
-    grid = meshes(crystal, settings)
-    spec = scf_spec(crystal, grid, settings, pseudos(store.objects, "H", "S"), CUTOFFS, ENGINE)
+    spec, grid = _ground_state(store)
     done = run(EpcScf(), spec, store, tmp_path_factory.mktemp("scf"), executables=EXECUTABLES)
     assert done.result["symmetries"] == 48 and done.result["electrons"] == 9
     assert len(done.result["q_points"]) == 3 and sum(done.result["representations"]) > 3
@@ -170,14 +174,14 @@ def undisturbed(ground, tmp_path_factory) -> list[float]:
     return done.result["frequencies_thz"]
 
 
-def _kill_ph_when(folder: Path, ready) -> threading.Thread:
-    """SIGKILL the ph.x that runs in a folder as soon as `ready(folder)`."""
+def _kill_when(folder: Path, ready, program: str = "ph.x") -> threading.Thread:
+    """SIGKILL the program that runs in a folder as soon as `ready(folder)`."""
     def watch() -> None:
         for _ in range(2400):
             if ready(folder):
                 break
             time.sleep(0.02)
-        for pid in subprocess.run(["pgrep", "-x", "ph.x"], capture_output=True, text=True).stdout.split():
+        for pid in subprocess.run(["pgrep", "-x", program], capture_output=True, text=True).stdout.split():
             if os.path.realpath(os.readlink(f"/proc/{pid}/cwd")) == os.path.realpath(folder):
                 os.kill(int(pid), signal.SIGKILL)
 
@@ -191,9 +195,25 @@ def _converged(folder: Path) -> int:
     return path.read_text(errors="replace").count("Convergence has been achieved") if path.exists() else 0
 
 
+@pytest.mark.parametrize(("program", "running", "kept"), [
+    ("pw.x", "dense.out", []), ("pw.x", "coarse.out", ["dense.out"]), ("ph.x", "list.out", ["dense.out", "coarse.out"])])
+def test_killed_in_the_ground_state_repeats_no_finished_run(ground, tmp_path, program, running, kept):
+    # denser than `ground`, so that each run lasts long enough to be hit
+    store = ground[0]
+    spec, _ = _ground_state(store, k_spacing=0.8)
+    watcher = _kill_when(tmp_path / "attempt1", lambda f: (f / running).exists() and (f / running).stat().st_size > 0, program)
+    done = run(EpcScf(), spec, store, tmp_path, executables=EXECUTABLES)
+    watcher.join()
+    assert done.failures == ["killed"], "the run was over before it could be killed" if not done.failures else done.failures
+    for name in kept:
+        assert (tmp_path / "attempt2" / name).read_text() == (tmp_path / "attempt1" / name).read_text(), f"{name} was repeated"
+    assert (tmp_path / "attempt2" / running).read_text() != (tmp_path / "attempt1" / running).read_text()
+    assert len(done.result["q_points"]) == 3 and done.result["dos"][-1] > 0
+
+
 def test_killed_in_the_phonons_goes_on_with_what_converged(ground, undisturbed, tmp_path):
     store, spec = ground
-    watcher = _kill_ph_when(tmp_path / "attempt1", lambda f: _converged(f) >= 2)
+    watcher = _kill_when(tmp_path / "attempt1", lambda f: _converged(f) >= 2)
     done = run(EpcQ(), spec, store, tmp_path, executables=EXECUTABLES)
     watcher.join()
     assert done.failures == ["killed"]
@@ -206,7 +226,7 @@ def test_killed_in_the_phonons_goes_on_with_what_converged(ground, undisturbed, 
 
 def test_killed_in_the_couplings_keeps_the_phonons(ground, undisturbed, tmp_path):
     store, spec = ground
-    watcher = _kill_ph_when(tmp_path / "attempt1", lambda f: (f / "couplings.out").exists())
+    watcher = _kill_when(tmp_path / "attempt1", lambda f: (f / "couplings.out").exists())
     done = run(EpcQ(), spec, store, tmp_path, executables=EXECUTABLES)
     watcher.join()
     assert done.failures == ["killed"]
