@@ -165,7 +165,7 @@ def spacegroup(work: Screening, rows: np.ndarray, threshold: float) -> Measured:
     for k, number in zip(passing, tight, strict=True):
         if number != numbers[k]:
             reasons[int(k)] = f"only {number} at {TIGHT * symprec:g} Å"
-    return Measured(numbers, f"moyopy, symprec {symprec:g} Å", reasons=reasons)
+    return Measured(numbers, f"moyopy, symprec {symprec:g} Å, checked at {TIGHT * symprec:g} Å", reasons=reasons)
 
 
 def atomic_hydrogen(work: Screening, rows: np.ndarray, threshold: float) -> Measured:
