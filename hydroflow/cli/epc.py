@@ -184,3 +184,6 @@ def _print_ladder(rows: list[dict[str, Any]]) -> None:
         if r["agrees"] is not None:
             words.append("within 15 %" if r["agrees"] else "not within 15 %")
         click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {'; '.join(words)}")
+        click.echo("    λ(σ/Ry): " + ", ".join(f"{lam:.2f} ({sigma:g})" for sigma, lam, _ in r["sigmas"]))
+        if r["reasons"]:
+            click.echo("    not usable: " + "; ".join(r["reasons"]))

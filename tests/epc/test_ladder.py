@@ -13,6 +13,15 @@ from hydroflow.errors import SettingsError
 EXAMPLE = Path(__file__).parents[2] / "examples" / "known-hydrides" / "ladder.toml"
 
 
+ALUMINIUM = """[[compound]]
+name = "Al"
+pressure_gpa = 1
+spacegroup = 225
+cell = [4, 4, 4, 90, 90, 90]
+sites = [['Al', 0, 0, 0]]
+"""
+
+
 def test_the_shipped_ladder_climbs():
     ladder = load_ladder(EXAMPLE)
     structures = ladder.structures()
@@ -29,8 +38,10 @@ def test_the_shipped_ladder_climbs():
     assert first.q == (2, 2, 2) and first.coarse == (4, 4, 4)
 
 
-def result(lam: float, omega: float) -> dict:
-    return {"status": "done", "core_hours": 1.0, "lambda": lam, "omega_log_k": omega, "checks": []}
+def result(lam: float, omega: float, usable: bool = True) -> dict:
+    return {"status": "done", "core_hours": 1.0, "lambda": lam, "omega_log_k": omega, "usable": usable,
+            "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
+            "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
 
 
 def test_convergence_and_agreement_are_said_plainly():
@@ -42,12 +53,21 @@ def test_convergence_and_agreement_are_said_plainly():
     assert [r["converged"] for r in h3s] == [False, False, True, True]
     assert [r["agrees"] for r in h3s] == [False, True, True, True]
     assert {r["agrees"] for r in cah6} == {None}
+    assert h3s[1]["sigmas"] == [[0.01, 2.3, 1250]]
+    # two rungs that agree but fail a check have not converged
+    unusable = table(ladder, [[result(*c, usable=False)] * 4 for c in climb])
+    assert not any(r["converged"] for r in unusable) and unusable[3]["reasons"] == ["λ varies by 40 %"]
     assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
 
 
 @pytest.mark.parametrize(("text", "words"), [
     ("x = [", "TOML"), ("[[rung]]\nname = 'a'\n", "at least one"), ("[[rung]]\nname = 'a'\nfoo = 1\n", "foo"),
-    ("[[rung]]\nname = 'a'\n[[compound]]\nname = 'b'\n", "compound"), ("protocol = 'fast'\n", "plumbing")])
+    ("[[rung]]\nname = 'a'\n[[compound]]\nname = 'b'\n", "compound"), ("protocol = 'fast'\n", "plumbing"),
+    ("[[rung]]\nname = 'a'\nk_spacing = 'x'\n" + ALUMINIUM, "k_spacing = 'x'"),
+    ("[[rung]]\nname = 'a'\nk_spacing = -1\n" + ALUMINIUM, "k_spacing = -1"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("225", "999"), "compound Al: spacegroup 999"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("Al'", "Qq'"), "Qq"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + "reference = { lambda = 0 }\n", "reference.lambda")])
 def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
     (tmp_path / "l.toml").write_text(text)
     with pytest.raises(SettingsError, match=words):
