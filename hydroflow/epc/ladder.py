@@ -48,8 +48,8 @@ class Compound:
         try:
             return build([s[0] for s in self.sites], [s[1:] for s in self.sites], spacegroup=self.spacegroup, cellpar=self.cell)
         except (SpacegroupError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise SettingsError(f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites} are "
-                                f"no crystal: {error}") from error
+            raise SettingsError(f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites} "
+                                f"are no crystal: {error}") from error
 
 
 @dataclass(frozen=True)
