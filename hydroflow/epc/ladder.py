@@ -143,8 +143,10 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
                 row[key] = r.get(key)
             done = r["status"] == "done"
             row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]
+            # the same mesh twice (spacings that round alike for this cell) is one rung
+            repeated = bool(before and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh")))
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
-            row["converged"] = bool(
+            row["converged"] = rows[-1]["converged"] if repeated else bool(
                 done and r["usable"] and before and all(_close(r[k], before[k]) for k in ("lambda", "omega_log_k")))
             known = {k: v for k, v in compound.reference.items() if k in ("lambda", "omega_log_k")}
             row["agrees"] = all(_close(r[k], v) for k, v in known.items()) if done and known else None

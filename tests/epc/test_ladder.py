@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,13 @@ def test_the_shipped_ladder_climbs():
     assert first.q == (2, 2, 2) and first.coarse == (4, 4, 4)
 
 
-def result(lam: float, omega: float, usable: bool = True) -> dict:
-    return {"status": "done", "core_hours": 1.0, "lambda": lam, "omega_log_k": omega, "usable": usable,
+_meshes = count(1)
+
+
+def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None) -> dict:
+    divisions = [mesh or next(_meshes)] * 3
+    return {"status": "done", "core_hours": 1.0, "q_mesh": divisions, "k_mesh": divisions, "lambda": lam,
+            "omega_log_k": omega, "usable": usable,
             "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
             "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
 
@@ -57,6 +63,9 @@ def test_convergence_and_agreement_are_said_plainly():
     # two rungs that agree but fail a check have not converged
     unusable = table(ladder, [[result(*c, usable=False)] * 4 for c in climb])
     assert not any(r["converged"] for r in unusable) and unusable[3]["reasons"] == ["λ varies by 40 %"]
+    # nor has the same mesh under two names
+    same = table(ladder, [[result(*c, mesh=m)] * 4 for c, m in zip(climb, (2, 3, 3, 3), strict=True)])
+    assert not any(r["converged"] for r in same)
     assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
 
 
