@@ -86,6 +86,8 @@ def load_ladder(path: Path) -> Ladder:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     base = protocol(data.pop("protocol", "screening"))
+    if base.name == "plumbing":
+        raise SettingsError(f"{path}: protocol 'plumbing' is never usable, so no rung of it could converge")
     changeable = {f.name for f in fields(Protocol)} - {"description"}
     rungs = []
     for rung in data.pop("rung", []):

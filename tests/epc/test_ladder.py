@@ -72,6 +72,7 @@ def test_convergence_and_agreement_are_said_plainly():
 @pytest.mark.parametrize(("text", "words"), [
     ("x = [", "TOML"), ("[[rung]]\nname = 'a'\n", "at least one"), ("[[rung]]\nname = 'a'\nfoo = 1\n", "foo"),
     ("[[rung]]\nname = 'a'\n[[compound]]\nname = 'b'\n", "compound"), ("protocol = 'fast'\n", "plumbing"),
+    ("protocol = 'plumbing'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "never usable"),
     ("[[rung]]\nname = 'a'\nk_spacing = 'x'\n" + ALUMINIUM, "k_spacing = 'x'"),
     ("[[rung]]\nname = 'a'\nk_spacing = -1\n" + ALUMINIUM, "k_spacing = -1"),
     ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("225", "999"), "compound Al: spacegroup 999"),
