@@ -11,9 +11,9 @@ from hydroflow.report.svg import Plot, Scale
 from hydroflow.report.words import fixed, formula_html, number, spacegroup_html
 
 FORMULAS = {"mcmillan": "McMillan", "allen_dynes": "Allen–Dynes", "eliashberg": "Eliashberg"}
-MAX_PATH_POINTS = 80
+MAX_PATH_POINTS = 60
 """q points that the small picture of a dispersion is drawn with."""
-LEAST_CIRCLE = 0.02
+LEAST_CIRCLE = 0.05
 """Modes with less than this share of the largest λ get no circle: hundreds of dots too small to see."""
 
 
@@ -89,7 +89,7 @@ def dispersion(result: dict[str, Any]) -> str | None:
     path = (result.get("spectrum") or {}).get("path")
     if not path:
         return None
-    every = max(1, len(path["x"]) // MAX_PATH_POINTS)
+    every = -(-len(path["x"]) // MAX_PATH_POINTS)
     x = [float(v) for v in path["x"][::every]]
     frequencies, lambdas = path["frequency_thz"][::every], path["lambda"][::every]
     plot = Plot(Scale(x[0], float(path["x"][-1])), Scale.around([w for row in frequencies for w in row], include=[0]),
