@@ -29,10 +29,10 @@ def open_run(campaign: Campaign) -> Run:
         set__updated=now(),
     )
     run = Run.objects.get(campaign=campaign.name)
-    if run.digest != campaign.digest():
-        changed = ", ".join(campaign.changes(Campaign.from_json(run.text)))
+    # key by key: a key that a newer hydroflow has added stands at its default in an older record
+    if changed := campaign.changes(Campaign.from_json(run.text)):
         raise CampaignError(
-            f"campaign {campaign.name!r} was started with other settings (changed: {changed or 'its schema'}); put them back, or "
+            f"campaign {campaign.name!r} was started with other settings (changed: {', '.join(changed)}); put them back, or "
             "give the changed campaign a new name: finished jobs that both share are not computed again"
         )
     return run
