@@ -119,6 +119,7 @@ def test_a_disk_that_fills_up_is_not_the_jobs_fault(store, agent, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", disk], capture_output=True).returncode != 0:
+        assert os.environ.get("CI") != "true", "CI must be able to mount a small disk"
         pytest.skip("mounting is not allowed here")
     try:
         agent({"local": Cluster(remote_root=str(disk), max_cores=1)})

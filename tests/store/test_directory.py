@@ -43,6 +43,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", mount], capture_output=True).returncode != 0:
+        assert os.environ.get("CI") != "true", "CI must be able to mount a small disk"
         pytest.skip("mounting is not allowed here")
     try:
         objects = DirectoryObjects(mount)
