@@ -1,10 +1,10 @@
 #!/bin/bash
-# ceph_rgw.sh up|down DIRECTORY [PORT]: a one-host Ceph object gateway, S3 on 127.0.0.1:PORT (29006), access key "hydroflow",
-# secret "hydroflow-secret". A real S3 server for tests; ready in about 20 s. Needs root and Debian's radosgw ceph-osd
-# ceph-mon ceph-mgr ceph-common.
+# ceph_rgw.sh up DIRECTORY PORT MONITOR_PORT | down DIRECTORY: a one-host Ceph object gateway, S3 on 127.0.0.1:PORT, its
+# monitor on 127.0.0.1:MONITOR_PORT (both free ports), access key "hydroflow", secret "hydroflow-secret".
+# A real S3 server for tests; ready in about 20 s. Needs root and Debian's radosgw ceph-osd ceph-mon ceph-mgr ceph-common.
 set -eu
-action=${1:-} dir=${2:-} port=${3:-29006}
-[ -n "$dir" ] || { sed -n 2,4p "$0"; exit 2; }
+action=${1:-} dir=${2:-} port=${3:-} monitor=${4:-}
+[ -n "$dir" ] && { [ "$action" = down ] || [ -n "$monitor" ]; } || { sed -n 2,4p "$0"; exit 2; }
 
 down() {
   for file in "$dir"/run/*.pid; do [ -f "$file" ] && kill "$(cat "$file")" 2>/dev/null || true; done
@@ -23,7 +23,7 @@ up() {
   cat > "$dir/ceph.conf" <<CONF
 [global]
 fsid=$id
-mon_host=[v1:127.0.0.1:26789/0]
+mon_host=[v1:127.0.0.1:$monitor/0]
 ms_bind_ipv4=true
 public_addr=127.0.0.1
 auth_cluster_required=none
@@ -55,7 +55,7 @@ rgw_enable_usage_log=false
 mon_max_pg_per_osd=1000
 CONF
   export CEPH_CONF=$dir/ceph.conf
-  monmaptool --create --addv a '[v1:127.0.0.1:26789/0]' --fsid "$id" "$dir/monmap" > /dev/null
+  monmaptool --create --addv a "[v1:127.0.0.1:$monitor/0]" --fsid "$id" "$dir/monmap" > /dev/null
   ceph-mon --mkfs -i a --monmap "$dir/monmap" --setuser root --setgroup root
   ceph-mon -i a
   local osd; osd=$(cat /proc/sys/kernel/random/uuid)

@@ -35,10 +35,14 @@ class Sites:
     base: Path
 
     def cluster(self, name: str, batch: str = "Slurm", **settings: object) -> Cluster:
-        address = {"alpha": "10.77.1.2", "beta": "10.77.2.2"}[name]
         return Cluster.model_validate({
-            "batch": batch, "context": "ssh", "host": address, "user": "root", "key_file": self.base / "keys" / "id_ed25519",
+            "batch": batch, "context": "ssh", "host": self.site(name)[0], "user": "root", "key_file": self.base / "keys" / "id_ed25519",
             "remote_root": str(self.base / f"scratch-{name}"), "setup": [f"export PYTHONPATH={ROOT}"], **settings})
+
+    def site(self, name: str) -> tuple[str, str]:
+        """(address, network namespace) of a site."""
+        lines = (line.split() for line in (self.base / "addresses").read_text().splitlines())
+        return next((address, space) for site, address, space in lines if site == name)
 
     def run(self, *arguments: str) -> None:
         subprocess.run([SCRIPT, *arguments], check=True, env={**os.environ, "BASE": str(self.base)}, timeout=60,
@@ -50,14 +54,13 @@ class Sites:
 
     def slurm(self, name: str, *command: str) -> str:
         """A Slurm command on a site."""
-        done = subprocess.run(["nsenter", f"--net=/run/netns/hf{name}", *command], capture_output=True, text=True, timeout=30,
+        done = subprocess.run(["nsenter", f"--net=/run/netns/{self.site(name)[1]}", *command], capture_output=True, text=True, timeout=30,
                               env={**os.environ, "SLURM_CONF": str(self.base / f"slurm-{name}" / "slurm.conf")}, check=True)
         return done.stdout
 
-
     def start_slurmctld(self, name: str) -> None:
         conf = self.base / f"slurm-{name}" / "slurm.conf"
-        subprocess.run(["nsenter", f"--net=/run/netns/hf{name}", "unshare", "--uts", "bash", "-c",
+        subprocess.run(["nsenter", f"--net=/run/netns/{self.site(name)[1]}", "unshare", "--uts", "bash", "-c",
                         f"hostname {name}; slurmctld -f {conf}"], check=True, timeout=30)
 
     def kill_job(self, key: str, wait_s: float = 60) -> None:

@@ -44,11 +44,13 @@ def ceph() -> Iterator[str]:
             pytest.fail(f"the Ceph gateway cannot be started: {reason}")
         pytest.skip(reason)
     folder, port = tempfile.mkdtemp(prefix="hf-ceph-"), free_port()
-    subprocess.run([CEPH, "up", folder, str(port)], check=True, timeout=240)
-    yield f"http://127.0.0.1:{port}"
-    subprocess.run([CEPH, "down", folder], check=True, timeout=60)
-    shutil.rmtree(folder, ignore_errors=True)
-    Path(f"{folder}.log").unlink(missing_ok=True)
+    try:
+        subprocess.run([CEPH, "up", folder, str(port), str(free_port())], check=True, timeout=240)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        subprocess.run([CEPH, "down", folder], check=True, timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(f"{folder}.log").unlink(missing_ok=True)
 
 
 def bucket(endpoint: str, key: str, secret: str, monkeypatch: pytest.MonkeyPatch) -> S3Objects:
