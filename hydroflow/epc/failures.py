@@ -24,17 +24,24 @@ _PATTERNS: list[tuple[str, FailureCode, str]] = [
      FailureCode.out_of_memory, "out of memory"),
     (r"No space left on device|error while writing from davcio|error writing file", FailureCode.disk_full, "the disk is full"),
     (r"check_atoms|atoms.{0,40}overlap", FailureCode.atoms_too_close, "atoms overlap"),
-    (r"readpp|read_upf|conflicting values for igcx|unable to read pseudo", FailureCode.bad_pseudopotential,
-     "a pseudopotential cannot be used"),
+    (r"force =[^\n]*\*\*\*", FailureCode.unphysical_result, "forces overflow: atoms lie almost on one another"),
+    # the routine's box: a mere message of readpp says that a file is looked for elsewhere
+    (r"Error in routine\s+(?:readpp|read_upf)|conflicting values for igcx|unable to read pseudo",
+     FailureCode.bad_pseudopotential, "a pseudopotential cannot be used"),
     (r"q-mesh breaks symmetry", FailureCode.symmetry_mismatch, "the q mesh breaks the crystal's symmetry"),
     (r"q is not a vector in the dense grid", FailureCode.bad_input, "q is not a difference of dense k points"),
     (r"problems reading u|elphon\.f90[^\n]*a2Fsave|check_tempdir|cannot open.{0,40}\.save|PARSE_ERR|"
      r"fatal error reading xml|PARTIAL_EL_PHON not found|"
      r"error opening .{0,60}(?:wfc|dvscf)|problems opening", FailureCode.missing_restart_data,
      "data that this step starts from are missing or damaged"),
-    (r"some nodes have no k-points|too many processors|wrong number of pools", FailureCode.parallel_limits,
-     "too many processes for this size"),
-    (r"bad line in namelist|read_namelists|read_cards", FailureCode.bad_input, "the input was refused"),
+    # Every run of the chain is smeared. ph.x 6.7 that recovers from the saved bands of its q forgets their smearing and treats
+    # the metal as an insulator: it ends well, with wrong frequencies in every representation that was still to do.
+    (r"(?m)^\s*number of k points=\s*\d+[ \t]*$", FailureCode.missing_restart_data,
+     "the bands it went on from had lost their smearing"),
+    (r"some nodes have no k-points|too many processors|wrong number of pools|inconsistent number of sticks",
+     FailureCode.parallel_limits, "too many processes for this size"),
+    (r"bad line in namelist|read_namelists|read_cards|Error in routine\s+phq_readin|more bands than PWs", FailureCode.bad_input,
+     "the input was refused"),
 ]
 
 

@@ -30,6 +30,16 @@ C = FailureCode
     ("ph_truncated_save_xml", "PHONON", C.missing_restart_data, "134"),
     ("ph_incommensurate_q", "PHONON", C.bad_input, "1"),
     ("ph_qmesh_breaks_symmetry", "PHONON", C.symmetry_mismatch, "1"),
+    ("ph_bad_key", "PHONON", C.bad_input, "1"),
+    ("ph_images_elph", "PHONON", C.bad_input, "1"),
+    ("ph_no_scf_data", "PHONON", C.missing_restart_data, "1"),
+    ("ph_recover_truncated_xml", "PHONON", C.missing_restart_data, "2"),
+    ("ph_elph_recover_fails", "PHONON", C.missing_restart_data, "2"),
+    # ended with exit code 0 and JOB DONE
+    ("ph_recovered_without_smearing", "PHONON", C.missing_restart_data, "0"),
+    ("atoms_too_close", "PWSCF", C.unphysical_result, "0"),
+    ("low_cutoff", "PWSCF", C.bad_input, "1"),
+    ("fft_sticks", "PWSCF", C.parallel_limits, "7"),
 ])
 def test_real_failures_get_their_code(name, program, code, exit_code):
     with pytest.raises(EngineFailure) as caught:
