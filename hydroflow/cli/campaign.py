@@ -59,7 +59,8 @@ def check(file: Path, as_json: bool) -> None:
             f"≤ {plan.trainings} of {loaded.model.descriptor} ({loaded.model.size}), {plan.training_steps} steps in all",
         ),
         ("searched structures", f"{plan.search_structures}"),
-        ("EPC", f"≤ {plan.epc_candidates} candidates, protocol {loaded.epc.protocol}"),
+        ("EPC", f"≤ {plan.epc_candidates} candidates, protocol {loaded.epc.protocol}"
+                + (f", as far as {loaded.epc.max_core_hours:g} core-hours go" if loaded.epc.max_core_hours else "")),
         ("clusters", ", ".join(f"{k} ({c.batch})" for k, c in loaded.clusters.items())),
         (
             "core-hours, rough",

@@ -60,7 +60,7 @@ def estimate(campaign: Campaign) -> Estimate:
         "exploration": explored * CPU_S_RELAXATION * (1 + model.ensemble) / 2,
         "search": searched * CPU_S_RELAXATION,
         "dft_hull": (campaign.funnel.max_candidates_dft or candidates * 8) * label_s * CPU_S_DFT_RELAXATION,
-        "epc": candidates * CPU_S_EPC[epc.protocol],
+        "epc": min(candidates * CPU_S_EPC[epc.protocol], 3600 * (epc.max_core_hours or float("inf"))),
     }
     n = len(campaign.space.elements)
     return Estimate(

@@ -48,6 +48,7 @@ def broadening(result: dict[str, Any]) -> str | None:
     plot = Plot(Scale.around([p[0] for p in points], include=[0]),
                 Scale.around([p[1] for p in points], include=[0, *([reported] if reported else [])]),
                 "broadening σ (Ry)", "λ", width=260, height=180, left=46)
+    plot.key([("s0", "λ(σ)"), *([("rule", f"reported: {reported:.2f}")] if reported else [])])
     plot.line(points, "s0")
     plateau = result.get("plateau") or {}
     if plateau.get("flat"):
@@ -57,7 +58,7 @@ def broadening(result: dict[str, Any]) -> str | None:
         tc = tcs[sigma]
         plot.dot(sigma, value, "s0", f"σ {sigma:g} Ry: λ {value:.3f}" + (f", Tc {tc:.0f} K" if tc is not None else ""))
     if reported:
-        plot.rule(y=float(reported), words=f"λ = {reported:.2f}")
+        plot.rule(y=float(reported))
     return plot.render(f"λ against broadening for {result['formula']}")
 
 
@@ -67,13 +68,17 @@ def temperature(result: dict[str, Any]) -> str | None:
     if not rows:
         return None
     lines = []
+    marks = {min(rows[0][1]): ""}
+    marks.setdefault(max(rows[0][1]), " dashed")
     for css, name in (("s0", "allen_dynes"), ("s1", "eliashberg")):
-        for mu, dashed in dict.fromkeys([(min(rows[0][1]), ""), (max(rows[0][1]), " dashed")]):
+        for mu, dashed in marks.items():
             points = [(sigma, float(tc[mu][name])) for sigma, tc in rows if tc.get(mu, {}).get(name) is not None]
             lines.append((points, css + dashed, f"{FORMULAS[name]}, μ* = {_mu(mu)}"))
     temperatures = [tc for points, *_ in lines for _, tc in points]
     plot = Plot(Scale.around([r[0] for r in rows], include=[0]), Scale.around(temperatures, include=[0]),
                 "broadening σ (Ry)", "Tc (K)", width=260, height=180, left=46)
+    plot.key([("s0", FORMULAS["allen_dynes"]), ("s1", FORMULAS["eliashberg"]),
+              *[("s7" + dashed, f"μ* = {_mu(mu)}") for mu, dashed in marks.items()]])
     plateau = result.get("plateau") or {}
     if plateau.get("flat"):
         plot.band(float(plateau["first"]), float(plateau["last"]), "plateau", "band plateau")
@@ -94,9 +99,10 @@ def dispersion(result: dict[str, Any]) -> str | None:
     frequencies, lambdas = path["frequency_thz"][::every], path["lambda"][::every]
     plot = Plot(Scale(x[0], float(path["x"][-1])), Scale.around([w for row in frequencies for w in row], include=[0]),
                 "q", "frequency (THz)", width=260, height=180, left=46, x_ticks=path_ticks(path["ticks"], path["labels"]))
+    most = max(value for row in lambdas for value in row)
+    plot.key([("s7", "modes"), *([("s3 blob", f"λ of a mode, ≤ {most:.2f}")] if most > 0 else [])])
     for mode in zip(*frequencies, strict=True):
         plot.line(list(zip(x, mode, strict=True)), "s7")
-    most = max(value for row in lambdas for value in row)
     for at, row, couplings in zip(x, frequencies, lambdas, strict=True):
         for thz, value in zip(row, couplings, strict=True):
             if most > 0 and value > LEAST_CIRCLE * most:
@@ -113,9 +119,10 @@ def spectrum(result: dict[str, Any]) -> str | None:
     most = max(data["a2f"])
     plot = Plot(Scale.around(data["frequency_thz"], include=[0], pad=0.02), Scale.around([1.08 * most], include=[0]),
                 "frequency (THz)", "α²F", width=260, height=180, left=46)
+    total = max(data["lambda"], default=0)
+    plot.key([("s2", "α²F"), *([("s1 dashed", f"λ(ω), up to {total:.2f}")] if total > 0 else [])])
     plot.area(points, "s2")
     plot.line(points, "s2")
-    total = max(data["lambda"], default=0)
     if total > 0:
         plot.line([(w, most * x / total) for w, x in zip(data["frequency_thz"], data["lambda"], strict=True)], "s1 dashed",
                   f"running λ(ω), up to {total:.2f}")

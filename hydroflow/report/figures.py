@@ -132,10 +132,12 @@ def _curve(plot: Plot, iterations: list[dict[str, Any]], values: list[float | No
         plot.dot(k, v, css, f"{title(iterations[int(k)])}: {name} {number(v)} {unit}")
 
 
-def _legend(entries: list[tuple[str, str]], rule: str = "") -> str:
-    """Colours and their names; `rule` says what the dashed line is."""
-    items = [f'<li><svg width="12" height="12" aria-hidden="true"><rect x="1" y="1" width="10" height="10" rx="2" '
-             f'class="bar {css}"/></svg>{name}</li>' for css, name in entries]
+def _legend(entries: list[tuple[str, str]], rule: str = "", dots: bool = False) -> str:
+    """Colours and their names, as squares or as the dots of a scatter plot; `rule` says what the dashed line is."""
+    marks = [f'<circle cx="6" cy="6" r="4.5" class="dot {css}"/>' if dots else
+             f'<rect x="1" y="1" width="10" height="10" rx="2" class="bar {css}"/>' for css, _ in entries]
+    items = [f'<li><svg width="12" height="12" aria-hidden="true">{mark}</svg>{name}</li>'
+             for mark, (_, name) in zip(marks, entries, strict=True)]
     if rule:
         items.append('<li><svg width="24" height="12" aria-hidden="true"><line x1="0" x2="24" y1="6" y2="6" class="rule"/></svg>'
                      f"{rule}</li>")
@@ -175,7 +177,7 @@ def tc_against_hull(data: ReportData) -> str | None:
     legend = [("s0", "EPC, counts"), ("s7 hollow", "EPC, does not count"), ("s1 hollow", "predicted by the Tc model")]
     shown = [bool([r for r in computed if r.usable]), bool([r for r in computed if not r.usable]), bool(predicted)]
     return (plot.render(f"Tc against hull distance, {len(computed)} computed and {len(predicted)} predicted")
-            + _legend([entry for entry, there in zip(legend, shown, strict=True) if there]))
+            + _legend([entry for entry, there in zip(legend, shown, strict=True) if there], dots=True))
 
 
 def _name(r: CandidateRow) -> str:

@@ -130,6 +130,11 @@ def _empty(words: str) -> str:
     return f'<p class="empty">{words}</p>'
 
 
+def _note(words: str) -> str:
+    """What the run itself remarked; nothing when it remarked nothing."""
+    return f"<p>{escape(words[:1].upper() + words[1:])}.</p>" if words else ""
+
+
 def _table(head: list[str], rows: list[list[str]], alignment: str) -> str:
     """A plain table of HTML cells; `alignment` has one letter per column, l or r."""
     css = [' class="left"' if a == "l" else "" for a in alignment]
@@ -171,16 +176,16 @@ def _tc(data: ReportData) -> str:
 
 
 def _coupling(data: ReportData) -> str:
+    note = _note(data.epc_note)
     if not data.epc:
         failed = sum(r.epc_status == "failed" for r in data.rows)
         return _empty("No electron–phonon calculation has finished"
-                      + (f"; {failed} failed, see <code>hydroflow jobs</code>." if failed else " yet."))
+                      + (f"; {failed} failed, see <code>hydroflow jobs</code>." if failed else " yet.")) + note
     shown = data.epc[:MAX_SPECTRA]
     words = (f"{len(data.epc)} finished, {len(data.usable)} with a Tc that counts; "
              + (f"the first {len(shown)} by that and by Tc." if len(shown) < len(data.epc) else "those first."))
-    return (f"<p>{words} A λ that still moves with the broadening σ is not "
-            "converged; in Tc, full lines are the lowest μ*, dashed ones the highest. Beside α²F, dashed: λ as it builds up with "
-            "frequency. Circles on a dispersion: the coupling of that mode.</p>"
+    return (f"<p>{words} A λ that still moves with the broadening σ is not converged. λ(ω) is λ as it builds up with frequency, "
+            f"scaled to the frame.</p>{note}"
             f'<div class="cards">{"".join(coupling.panel(e) for e in shown)}</div>')
 
 
@@ -207,7 +212,8 @@ def _tc_model(data: ReportData) -> str:
     cv = data.tc_model.get("cv") or {}
     svg = figures.parity(cv)
     if not svg:
-        return _empty("No Tc model yet: it is trained when enough electron–phonon calculations have a usable Tc.")
+        return _empty("No Tc model yet: it is trained when enough electron–phonon calculations have a usable Tc.") + _note(
+            data.tc_note)
     mae, spread, baseline = cv.get("mae_k"), cv.get("std_k"), data.tc_model.get("baseline_mae_k")
     error = fixed(mae, 1) + (f" ± {fixed(spread, 1)}" if spread is not None else "")
     facts = [("error of the cross-validation", f"<b>{error} K</b> mean absolute, {len(cv['parity'])} values")]

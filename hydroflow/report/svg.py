@@ -172,6 +172,21 @@ class Plot:
                            f'height="{self.height - self.top - self.bottom}" class="{css}"/>')
         self._below.append(text((a + b) / 2, self.top - 4, words, "note", "middle"))
 
+    def key(self, entries: Sequence[tuple[str, str]]) -> None:
+        """What each kind of line is, above the frame: (class of the line, its name). The top margin grows by a row where a name
+        does not fit any more, so call this before any mark."""
+        at, row = self.left, 0
+        for css, words in entries:
+            need = 20 + 6 * len(words)
+            if at > self.left and at + need > self.width:
+                at, row = self.left, row + 1
+            y = 7 + 14 * row
+            self._below.append(f'<line x1="{at:.1f}" x2="{at + 14:.1f}" y1="{y}" y2="{y}" class="line {css}"/>')
+            self._below.append(text(at + 18, y + 4, words, "note"))
+            at += need + 10
+        grown = 14 * (row + 1)
+        self.top, self.height = self.top + grown, self.height + grown
+
     def raw(self, svg: str) -> None:
         self._marks.append(svg)
 

@@ -6,6 +6,7 @@ import pytest
 
 from hydroflow import campaign
 from hydroflow.errors import UserError
+from hydroflow.learning.estimate import estimate
 from hydroflow.learning.preflight import check_names, missing_here
 
 MINIMAL = 'name = "x"\n[space]\nelements = ["Ca", "Y"]\n'
@@ -37,3 +38,8 @@ def test_pseudopotentials_that_are_not_here_are_named(text: str, message: str) -
     parsed = campaign.parse(text)
     check_names(parsed)
     assert message in (missing_here(parsed) or "")
+
+
+def test_the_epc_budget_bounds_the_estimate() -> None:
+    free, bounded = (estimate(campaign.parse(MINIMAL + text)) for text in ("", "[epc]\nmax_core_hours = 10\n"))
+    assert free.core_hours["epc"] > 100 and bounded.core_hours["epc"] == 10

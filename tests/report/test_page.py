@@ -135,6 +135,13 @@ def test_plumbing_never_reads_like_a_prediction(store: Store, tmp_path: Path) ->
     assert len(with_tc) == 14 and all(r.cells[10].startswith("(") for r in with_tc)
 
 
+def test_a_budget_that_ran_out_is_said_beside_the_couplings(store: Store, tmp_path: Path) -> None:
+    name = hunt.record(store)
+    Run.objects.update(summary__epc_note="2 of 20 wanted EPC chains fit into what is left of epc.max_core_hours")
+    html = write_report(store, name, tmp_path / "r.html").read_text()
+    assert "2 of 20 wanted EPC chains" in html.split('<section id="coupling">')[1].split("</section>")[0]
+
+
 def test_what_others_wrote_stays_text(store: Store, tmp_path: Path) -> None:
     name = hunt.record(store)
     evil = '<script>alert("x")</script>'
