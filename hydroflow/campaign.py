@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ase.data import atomic_numbers
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from hydroflow.errors import CampaignError
 
@@ -169,6 +179,14 @@ class Relaxation(_Section):
     optimizer: Literal["lbfgs", "fire"] = "lbfgs"
     fmax_ev_a: Annotated[float, Field(gt=0)] = Field(0.03, description="largest force component norm at convergence")
     max_steps: Positive = 300
+    keep_symmetry: bool = Field(
+        False, description="relax within the space group that a structure starts with; false lets it fall to a lower one"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `keep_symmetry` where it is off: jobs named before there was this key keep their names."""
+        return {k: v for k, v in handler(self).items() if k != "keep_symmetry" or v}
 
 
 class Stage1(_Section):

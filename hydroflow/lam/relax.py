@@ -14,7 +14,7 @@ import numpy as np
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Relaxation
 from hydroflow.errors import DataError
-from hydroflow.lam import optimizers
+from hydroflow.lam import optimizers, symmetry
 from hydroflow.lam.model import LamModel
 from hydroflow.units import GPA_A3_EV
 
@@ -85,8 +85,9 @@ def relax(
     pressure_gpa : float or (n,)
         Pressure of all or of each, in GPa.
     settings : Relaxation
-        Optimizer, ``fmax_ev_a`` (largest norm of an atom's force or of a row of the cell's generalised force, as in ASE) and
-        ``max_steps``.
+        Optimizer, ``fmax_ev_a`` (largest norm of an atom's force or of a row of the cell's generalised force, as in ASE),
+        ``max_steps``, and ``keep_symmetry``: the start is idealised to its space group (:mod:`hydroflow.lam.symmetry`), forces
+        and stress are projected on it, and the relaxed structure has it still.
     record : 'none', 'all' or int
         Which frames are kept: none, all, or every k-th and the last.
     slots : int, optional
@@ -167,6 +168,7 @@ class _Batch:
             self.rho = np.zeros((slots, memory))
         else:
             self.velocity, self.fire_state = np.zeros_like(self.x), np.zeros((slots, 3))
+        self.groups = [symmetry.Group.trivial(0)] * slots
         self.next = 0
         for b in range(slots):
             self._load(b)
@@ -180,14 +182,16 @@ class _Batch:
         k = self.next
         self.next += 1
         rows = slice(self.arrays.offsets[k], self.arrays.offsets[k + 1])
-        cell = self.arrays.cells[k]
+        fractional, cell = self.arrays.fractional[rows], self.arrays.cells[k]
         n = rows.stop - rows.start
+        if self.settings.keep_symmetry:
+            fractional, cell, self.groups[b] = symmetry.symmetrised(fractional, cell, self.arrays.numbers[rows])
         self.owner[b], self.counts[b], self.steps[b], self.pressures[b] = k, n, 0, self.all_pressures[k]
         self.cells0[b] = cell
         self.volumes0[b] = abs(np.linalg.det(cell))
         self.inverse0[b] = np.linalg.inv(cell) if self.volumes0[b] > 1e-6 else np.eye(3)
         self.x[b] = 0
-        self.x[b, :3 * n] = (self.arrays.fractional[rows] @ cell).ravel()
+        self.x[b, :3 * n] = (fractional @ cell).ravel()
 
     def _layout(self) -> None:
         """Ragged layout of the active slots; changes only when one is refilled."""
@@ -198,6 +202,12 @@ class _Batch:
         atoms = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         self.batch_types = self.types[atoms]
         self.batch_numbers = self.arrays.numbers[atoms]
+        if self.settings.keep_symmetry and len(self.slots):
+            groups = [self.groups[b] for b in self.slots]
+            self.first_operation = np.concatenate([[0], np.cumsum([len(g.rotations) for g in groups])])
+            self.first_image = np.concatenate([[0], np.cumsum([g.images.size for g in groups])])
+            self.rotations = np.concatenate([g.rotations for g in groups])
+            self.images = np.concatenate([g.images.ravel() for g in groups])
 
     def step(self, model: LamModel, final: _Final, recorder: _Recorder | None) -> int:
         """Evaluate all once, retire and refill the finished, move the others. Returns the number of evaluations."""
@@ -214,6 +224,9 @@ class _Batch:
         assert contact is not None
         optimizers.generalised_forces(slots, self.counts, self.x, offsets, np.nan_to_num(forces), np.nan_to_num(virials), volumes,
                                       self.pressures, self.deformations, self.g, self.fmax)
+        if settings.keep_symmetry:
+            symmetry.project(slots, self.counts, self.g, self.fmax, self.first_operation, self.rotations, self.first_image,
+                             self.images)
         fmax, steps = self.fmax[slots], self.steps[slots]
         status = np.full(len(slots), "", dtype="U16")
         status[steps >= settings.max_steps] = "max_steps"
