@@ -109,12 +109,44 @@ def protocols(as_json: bool) -> None:
 
 
 @epc.command()
+@click.argument("campaign")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR",
+              help="Folder that the figures go into.")
+@click.option("--formula", help="Only candidates of this reduced formula.")
+@click.option("--format", "suffix", type=click.Choice(["svg", "pdf", "png"]), default="svg", show_default=True)
+def plot(campaign: str, output: Path, formula: str | None, suffix: str) -> None:
+    """Draw every finished EPC result of CAMPAIGN (name or file): α²F with λ(ω), Tc against σ and μ*, and the dispersion with the
+    coupling of each mode where the chain computed it."""
+    from hydroflow.cli.common import campaign_name
+    from hydroflow.epc.plots import write
+    from hydroflow.errors import UserError
+    from hydroflow.screening import listing
+    from hydroflow.store import open_store
+    from hydroflow.store.runs import get_run
+
+    store = open_store()
+    name = get_run(campaign_name(campaign)).campaign
+    found = list(listing.find(name, epc_status="done", formula=formula).order_by("-tc_k"))
+    if not found:
+        raise UserError(f"campaign {name} has no finished EPC result{f' of {formula}' if formula else ''}; see "
+                        f"hydroflow candidates {name} --epc-status done")
+    for c in found:
+        spectra = json.loads(store.objects.get(c.epc["spectra"]))
+        for path in write(c.epc, spectra, output, f"{c.formula}-{c.spacegroup}-{c.structure_id[:8]}", suffix):
+            click.echo(path)
+
+
+@epc.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--compound", "only", multiple=True, help="Only this compound; may be given several times.")
 @click.option("--rungs", type=click.IntRange(min=1), help="Only the first so many rungs.")
 @click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="data directory")
+@click.option("--figures", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Write the figures of every finished rung there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list on standard output.")
-def ladder(file: Path, only: tuple[str, ...], rungs: int | None, home: Path | None, as_json: bool) -> None:
+def ladder(
+    file: Path, only: tuple[str, ...], rungs: int | None, home: Path | None, figures: Path | None, as_json: bool,
+) -> None:
     """Run the convergence ladder of FILE, or go on with it; prints λ, ω_log and Tc per rung beside the literature.
 
     Needs the services (`hydroflow services up`) and an agent (`hydroflow agent`).
@@ -127,6 +159,7 @@ def ladder(file: Path, only: tuple[str, ...], rungs: int | None, home: Path | No
     from hydroflow.dispatch.ledger import Ledger
     from hydroflow.epc.chain import run_chain
     from hydroflow.epc.ladder import load_ladder, table
+    from hydroflow.epc.plots import write
     from hydroflow.errors import SettingsError
     from hydroflow.settings import ServiceSettings
     from hydroflow.store import open_store
@@ -161,6 +194,11 @@ def ladder(file: Path, only: tuple[str, ...], rungs: int | None, home: Path | No
 
             results.append(run_chain(jobs, store, structures, stored_pseudos(store, settings), cutoffs, settings.engine, rung,
                                      wanted.mu_star, "epc-ladder", wanted.cores, told))
+            if figures is not None:
+                for c, result in zip(wanted.compounds, results[-1], strict=True):
+                    if result["status"] == "done":
+                        write(result, json.loads(store.objects.get(result["spectra"])), figures,
+                              f"{c.name}-{rung.name.replace(' ', '-')}")
     rows = table(wanted, results)
     if as_json:
         click.echo(json.dumps(rows, indent=1))

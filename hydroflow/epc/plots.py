@@ -1,18 +1,44 @@
 """Figures of one EPC result: α²F with λ(ω), Tc against σ and μ*, phonon dispersion with λ-weighted modes.
 
-`result` and `spectra` are what :func:`hydroflow.epc.verdict.summarise` returns. Every function returns a matplotlib figure.
+`result` and `spectra` are what :func:`hydroflow.epc.verdict.summarise` returns. :func:`write` makes files of all of them; the
+others return a matplotlib figure each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from hydroflow.epc.inputs import path_ticks
 from hydroflow.errors import DataError
+
+
+LARGEST_CIRCLE = 60.0
+"""Area, in points², of the circle of the mode that couples most."""
+
+
+def write(result: Mapping[str, Any], spectra: Mapping[str, Any], folder: Path, stem: str, suffix: str = "svg") -> list[Path]:
+    """Write ``STEM-a2f``, ``STEM-tc`` and, where the chain computed a path, ``STEM-dispersion`` into a folder; returns the files.
+
+    Parameters
+    ----------
+    suffix
+        svg, pdf or png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"a2f": spectral_function(result, spectra), "tc": tc_against_broadening(result)}
+    if spectra.get("path"):
+        figures["dispersion"] = dispersion(result, spectra)
+    written = []
+    for name, figure in figures.items():
+        written.append(folder / f"{stem}-{name}.{suffix}")
+        figure.savefig(written[-1], dpi=150)
+    return written
 
 
 def _nearest(spectra: Mapping[str, Any], sigma_ry: float) -> int:
@@ -31,10 +57,10 @@ def spectral_function(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> 
         left.plot(table["frequency_thz"], table["a2f"], color="#1f3b5c", lw=1.0, label="interpolated in q")
     left.set(xlabel="frequency (THz)", ylabel="α²F", xlim=(0, w[-1]), ylim=(0, None))
     right = left.twinx()
-    right.plot(w, spectra["lambda"][i], color="#b5403a", lw=1.5)
+    right.plot(w, spectra["lambda"][i], color="#b5403a", lw=1.5, label="λ(ω) of the sum")
     right.set_ylabel("λ(ω)", color="#b5403a")
     right.set_ylim(0, None)
-    left.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
     left.set_title(f"λ = {result['lambda']:.2f}, ω_log = {result['omega_log_k']:.0f} K at σ = {result['sigma_ry']:g} Ry",
                    fontsize=10)
     return figure
@@ -81,8 +107,14 @@ def dispersion(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(x, w, color="#33475b", lw=0.8)
-    axes.scatter(np.repeat(x, w.shape[1]), w.ravel(), s=60 * np.array(path["lambda"][i]).ravel(), color="#b5403a", alpha=0.5,
-                 linewidth=0)
+    couplings = np.array(path["lambda"][i])
+    most = float(couplings.max())
+    if most > 0:
+        axes.scatter(np.repeat(x, w.shape[1]), w.ravel(), s=LARGEST_CIRCLE * couplings.ravel() / most, color="#b5403a", alpha=0.5,
+                     linewidth=0)
+        circle = Line2D([], [], marker="o", ls="", color="#b5403a", alpha=0.5, markeredgewidth=0, ms=LARGEST_CIRCLE**0.5)
+        axes.legend([circle], [f"λ of a mode = {most:.2f} at σ = {result['sigma_ry']:g} Ry (area of the circle)"], frameon=False,
+                    loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     labels = path_ticks(path["ticks"], path["labels"])
     axes.set(xlim=(x[0], x[-1]), ylabel="frequency (THz)", xticks=list(labels), xticklabels=list(labels.values()))
     for tick in labels:

@@ -76,10 +76,8 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     spectra = json.loads(store.objects.get(h3s_result["spectra"]))
     assert len(spectra["a2f"]) == 10 and len(spectra["interpolated"]) == 10
     assert len(spectra["path"]["frequency_thz"]) == 60 and len(spectra["path"]["frequency_thz"][0]) == 12
-    for figure in (plots.spectral_function(h3s_result, spectra), plots.tc_against_broadening(h3s_result),
-                   plots.dispersion(h3s_result, spectra)):
-        figure.savefig(tmp_path / "figure.svg")
-        assert (tmp_path / "figure.svg").stat().st_size > 5000
+    written = plots.write(h3s_result, spectra, tmp_path, "H3S")
+    assert len(written) == 3 and all(p.stat().st_size > 5000 for p in written)
 
     assert insulator["status"] == "failed" and insulator["failure"]["code"] == "no_fermi_surface"
     assert told[-1]["done"] == 1 and told[-1]["failed"] == 1

@@ -26,11 +26,11 @@ sites = [['Al', 0, 0, 0]]
 def test_the_shipped_ladder_climbs():
     ladder = load_ladder(EXAMPLE)
     structures = ladder.structures()
-    assert structures.formulas() == ["SH3", "CaH6", "YH6", "LaYH12"]
+    assert structures.formulas() == ["SH3", "CaH6", "YH6", "LaYH12", "LaBeH8", "Al"]
     for i in range(len(structures)):
         atoms = structures.atoms(i)
         crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
-        assert len(crystal.numbers) == {"SH3": 4, "CaH6": 7, "YH6": 7, "LaYH12": 14}[structures.formulas()[i]]
+        assert len(crystal.numbers) == {"SH3": 4, "CaH6": 7, "YH6": 7, "LaYH12": 14, "LaBeH8": 10, "Al": 1}[structures.formulas()[i]]
         grids = [meshes(crystal, rung) for rung in ladder.rungs]
         sizes = [g.coarse[0] * g.q[0] for g in grids]
         assert sizes == sorted(sizes)
@@ -54,17 +54,17 @@ def test_convergence_and_agreement_are_said_plainly():
     ladder = load_ladder(EXAMPLE)
     failed = {"status": "failed", "core_hours": 0.5, "failure": {"message": "x"}}
     climb = [(1.4, 1065), (2.3, 1250), (2.5, 1200), (2.55, 1190)]
-    rows = table(ladder, [[result(*c), result(*c), failed, result(*c)] for c in climb])
-    h3s, cah6, yh6, _ = (rows[4 * i:4 * i + 4] for i in range(4))
+    rows = table(ladder, [[result(*c), result(*c), failed, *[result(*c)] * 3] for c in climb])
+    h3s, cah6, yh6 = (rows[4 * i:4 * i + 4] for i in range(3))
     assert [r["converged"] for r in h3s] == [False, False, True, True]
     assert [r["agrees"] for r in h3s] == [False, True, True, True]
     assert {r["agrees"] for r in cah6} == {None}
     assert h3s[1]["sigmas"] == [[0.01, 2.3, 1250]]
     # two rungs that agree but fail a check have not converged
-    unusable = table(ladder, [[result(*c, usable=False)] * 4 for c in climb])
+    unusable = table(ladder, [[result(*c, usable=False)] * 6 for c in climb])
     assert not any(r["converged"] for r in unusable) and unusable[3]["reasons"] == ["λ varies by 40 %"]
     # nor has the same mesh under two names
-    same = table(ladder, [[result(*c, mesh=m)] * 4 for c, m in zip(climb, (2, 3, 3, 3), strict=True)])
+    same = table(ladder, [[result(*c, mesh=m)] * 6 for c, m in zip(climb, (2, 3, 3, 3), strict=True)])
     assert not any(r["converged"] for r in same)
     assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
 

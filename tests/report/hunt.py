@@ -185,11 +185,12 @@ def epc_result(store: Store, i: int, lam: float, log: float, tc: float, usable: 
     a2f = 0.5 * lam * sum(w * np.exp(-((frequencies - c) / s) ** 2) for c, s, w in ((9, 2.5, 0.22), (24, 5, 0.5), (38, 6, 0.42)))
     running = np.cumsum(2 * a2f / frequencies) * (frequencies[1] - frequencies[0])
     spectra = {"frequency_thz": frequencies.tolist(), "sigma_ry": sigmas, "a2f": [a2f.tolist()] * 10,
-               "lambda": [running.tolist()] * 10, "path": path_of(lam) if i % 2 else None}
-    key = f"epc.collect-{i}"
+               "lambda": [running.tolist()] * 10, "path": path_of(lam) if i % 2 else None, "interpolated": []}
+    key, digest = f"epc.collect-{i}", store.objects.put(json.dumps(spectra).encode())
     Job(key=key, kind="epc.collect", engine="quantum-espresso 6.7", campaigns=[NAME], state="done",
-        outputs={"spectra.json": store.objects.put(json.dumps(spectra).encode())}, cost={"core_hours": 0.001}).save()
+        outputs={"spectra.json": digest}, cost={"core_hours": 0.001}).save()
     return {
+        "spectra": digest,
         "lambda": lam, "omega_log_k": log, "omega2_k": 1.32 * log, "protocol": "screening", "usable": usable,
         "tc_k": {"0.10": {"mcmillan": 0.82 * tc, "allen_dynes": tc, "eliashberg": 1.12 * tc},
                  "0.15": {"mcmillan": 0.72 * tc, "allen_dynes": 0.88 * tc, "eliashberg": tc}},
