@@ -146,7 +146,7 @@ def run_chain(
     chains = [_start(structures, i, settings) for i in range(len(structures))]
     wanted = {}
     for i, c in enumerate(chains):
-        if c.failure is None:
+        if c.crystal is not None and c.grid is not None:
             try:
                 wanted[i] = scf_spec(c.crystal, c.grid, settings, pseudos, cutoffs, engine_version, resources, f"{c.label} scf")
             except HydroflowError as error:
@@ -217,8 +217,8 @@ def _advance(
     if not c.qs:
         c.qs = ledger.submit(q_specs(scf, c.grid, settings, engine_version, resources, c.label), campaign)
         return
-    qs = [documents.get(k) for k in c.qs]
-    if c.collect is None and all(j is not None and j.state == "done" for j in qs):
+    qs = [documents[k] for k in c.qs if k in documents and documents[k].state == "done"]
+    if c.collect is None and len(qs) == len(c.qs):
         spec = collect_spec(c.crystal, c.grid, settings, scf, qs, mu_star, engine_version, c.hydrogen_dos_share,
                             f"{c.label} collect")
         c.collect = ledger.submit([spec], campaign)[0]
@@ -246,10 +246,10 @@ def _result(c: _Chain, documents: Mapping[str, Job], settings: Protocol, ecutwfc
         "status": "done" if done else "failed", "failure": c.failure, "protocol": settings.name, "usable": False,
         "jobs": c.keys, "core_hours": round(sum(_core_hours(j) for j in own), 5),
         "cpu_hours": round(sum((j.result or {}).get("cpu_s", 0.0) for j in own) / 3600, 5)}
-    if c.grid is not None:
-        out |= {"q_mesh": list(c.grid.q), "k_mesh": list(c.grid.coarse), "k_mesh_dense": list(c.grid.dense)}
-    if c.crystal is not None:
-        out["atoms_primitive"] = len(c.crystal.numbers)
+    if c.crystal is None or c.grid is None:
+        return out
+    out |= {"q_mesh": list(c.grid.q), "k_mesh": list(c.grid.coarse), "k_mesh_dense": list(c.grid.dense),
+            "atoms_primitive": len(c.crystal.numbers)}
     if c.qs:
         out["n_q"] = len(c.qs)
     if done:

@@ -133,7 +133,7 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
         ω_log in K] per broadening), and what can be said: ``converged`` (usable, and λ and ω_log within 15 % of the rung
         before), ``agrees`` (within 15 % of the reference; None without one), ``reasons`` (checks that failed).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
         before: dict[str, Any] | None = None
         for rung, found in zip(ladder.rungs, results, strict=True):

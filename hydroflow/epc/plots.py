@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 from hydroflow.epc.inputs import path_ticks
 from hydroflow.errors import DataError
 
-
 LARGEST_CIRCLE = 60.0
 """Area, in points², of the circle of the mode that couples most."""
 
