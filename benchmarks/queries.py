@@ -22,7 +22,7 @@ from mongoengine import QuerySet
 
 from hydroflow.campaign import TYPE_MAP, Funnel
 from hydroflow.screening import listing
-from hydroflow.screening.filters import FILTERS
+from hydroflow.screening.filters import filters_of
 from hydroflow.settings import ServiceSettings
 from hydroflow.store import open_store, services
 from hydroflow.store.documents import Candidate, ensure_indexes
@@ -55,9 +55,9 @@ def document(i: int, rng: np.random.Generator) -> dict[str, Any]:
     }
     values = {"atomic_hydrogen": float(min(1.0, 0.55 + 0.5 * rng.random())), "phonons": float(-8 * rng.random() ** 2),
               "ehull_dft": float(0.1 * rng.random())}
-    for f in FILTERS:
-        value = values.get(f.name, out.get(f.field))
-        out[f.field] = value
+    for f in filters_of(Funnel()):
+        value = values.get(f.name, out.get(f.document_field))
+        out[f.document_field] = value
         threshold = f.threshold(Funnel())
         passed = bool(f.passes(np.array([value]), threshold)[0])
         out["verdicts"].append({"filter": f.name, "passed": passed, "value": float(value), "threshold": threshold,
@@ -96,7 +96,7 @@ def questions(rng: np.random.Generator) -> dict[str, Callable[[], QuerySet]]:
         "passed": lambda: listing.find("paper", stage="passed").order_by("ehull_lam_ev"),
         "epc_done": lambda: listing.find("paper", epc_status="done"),
     }
-    for f in FILTERS:
+    for f in filters_of(Funnel()):
         ask[f"rejected_by_{f.name}"] = lambda f=f: listing.find("paper", rejected_by=f.name).order_by("ehull_lam_ev")
         ask[f"narrowly_{f.name}"] = lambda f=f: listing.narrowly_rejected(listing.find("paper"), f.name, Funnel())
     return ask

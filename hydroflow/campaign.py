@@ -168,9 +168,16 @@ class Model(_Section):
     start_lr: Annotated[float, Field(gt=0)] = 1e-3
     stop_lr: Annotated[float, Field(gt=0)] = 1e-6
     pretrained: Path | None = Field(None, description="checkpoint to fine-tune from")
+    pretrained_branch: str | None = Field(None, description="which model of a multi-task checkpoint")
     cores: Positive = 1
     gpus: Annotated[int, Field(ge=0)] = 0
     wall_time_s: Positive = 86_400
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.pretrained_branch is not None and self.pretrained is None:
+            raise ValueError("pretrained_branch names a model of a checkpoint: set pretrained too")
+        return self
 
 
 class Relaxation(_Section):
@@ -249,8 +256,14 @@ class Search(_Section):
 
 
 class Funnel(_Section):
-    """Thresholds of the five filters, in their order."""
+    """The filters, in their order, and their thresholds."""
 
+    filters: list[str] = Field(
+        ["ehull_lam", "spacegroup", "atomic_hydrogen", "phonons", "ehull_dft"],
+        description="names registered under the entry-point group hydroflow.filters; the first is ehull_lam, and "
+        "ehull_dft is among them",
+    )
+    thresholds: dict[str, float] = Field({}, description="of filters from outside packages, by name")
     ehull_lam_ev: Annotated[float, Field(ge=0)] = Field(0.05, description="largest E_hull by the model, eV/atom")
     min_spacegroup: Annotated[int, Field(ge=0, le=229)] = Field(
         75, description="the space-group number must be above this"
@@ -266,6 +279,17 @@ class Funnel(_Section):
     max_candidates_dft: Positive | None = Field(
         None, description="at most so many candidates relaxed by DFT, best first"
     )
+
+    @model_validator(mode="after")
+    def _order(self) -> Funnel:
+        if len(set(self.filters)) < len(self.filters):
+            raise ValueError("filters names one twice")
+        if self.filters[:1] != ["ehull_lam"] or "ehull_dft" not in self.filters:
+            raise ValueError("filters must begin with ehull_lam, from which the candidates come, and hold ehull_dft, whose "
+                             "relaxed structures get EPC")
+        for name in set(self.thresholds) - set(self.filters):
+            raise ValueError(f"thresholds.{name}: {name} is not among filters")
+        return self
 
 
 class Epc(_Section):

@@ -18,9 +18,9 @@ import click
 def screen(campaign: str, changes: tuple[str, ...], again: bool, as_json: bool) -> None:
     """The screening funnel of CAMPAIGN (name or file): how many candidates each filter left.
 
-    Filters: ehull_lam (eV/atom), spacegroup, atomic_hydrogen (fraction), phonons (THz), ehull_dft (eV/atom). With --what-if
-    the stored values are counted again at other thresholds: "to compute" are candidates that would reach a filter whose value
-    nobody has computed yet.
+    Filters: ehull_lam (eV/atom), spacegroup, atomic_hydrogen (fraction), phonons (THz), ehull_dft (eV/atom), and those that
+    the campaign adds from other packages (funnel.filters). With --what-if the stored values are counted again at other
+    thresholds: "to compute" are candidates that would reach a filter whose value nobody has computed yet.
     """
     from hydroflow.campaign import Campaign
     from hydroflow.cli.common import campaign_name

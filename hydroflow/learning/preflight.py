@@ -7,11 +7,12 @@ from hydroflow.dft.protocol import load_protocol
 from hydroflow.dft.settings import campaign_settings
 from hydroflow.epc.protocols import protocol as epc_protocol
 from hydroflow.errors import CampaignError, SettingsError
+from hydroflow.screening.filters import thresholds
 from hydroflow.structures.generate import generator_for
 
 
 def check_names(campaign: Campaign) -> None:
-    """Every protocol and generator that the campaign names exists, on whatever machine it will run.
+    """Every protocol, generator and filter that the campaign names exists, on whatever machine it will run.
 
     Raises
     ------
@@ -22,6 +23,7 @@ def check_names(campaign: Campaign) -> None:
     epc_protocol(campaign.epc.protocol)
     for name in campaign.generator.mix:
         generator_for(name)
+    thresholds(campaign.funnel)
     if campaign.generator.mix.get("calypso") and not campaign.generator.calypso_command:
         raise CampaignError("generator.mix names calypso: set generator.calypso_command to the command line of your calypso.x")
 

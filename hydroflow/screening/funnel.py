@@ -1,8 +1,9 @@
 """The screening funnel: which of the structures that a search relaxed are worth electron–phonon coupling.
 
-Filters are declared in :mod:`hydroflow.screening.filters` and measured in :mod:`hydroflow.screening.measure`; here they are
-run in their order, each only on what the earlier ones let pass, and every verdict is stored with its value, threshold and
-settings. Everything is a function of the structures, the campaign and the job ledger: run again, it finds its jobs done.
+Filters are declared in :mod:`hydroflow.screening.filters`, the paper's five in :mod:`hydroflow.screening.measure`; here those
+of the campaign are run in their order, each only on what the earlier ones let pass, and every verdict is stored with its value,
+threshold and settings. Everything is a function of the structures, the campaign and the job ledger: run again, it finds its
+jobs done.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from hydroflow.campaign import Campaign
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.screening import records
 from hydroflow.screening.entries import composition_matrix
-from hydroflow.screening.filters import FILTERS, Filter
-from hydroflow.screening.measure import MEASURES, Measured, Screening
+from hydroflow.screening.filters import Filter, Measured, filters_of
+from hydroflow.screening.measure import Screening
 from hydroflow.screening.storage import minima
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate
@@ -103,10 +104,10 @@ def screen(
     known = near_hull(work)
     earlier = work.stored_verdicts  # read before anything is written
     _record_searched(work, known)
-    for f in FILTERS:
+    for f in filters_of(campaign.funnel):
         threshold = f.threshold(campaign.funnel)
         work.progress(f"filter {f.name}", 0, len(rows))
-        measured = MEASURES[f.name](work, rows, threshold)
+        measured = f.measure(work, rows, threshold)
         passes = f.passes(measured.values, threshold) & ~measured.waiting
         for k, i in enumerate(rows):
             verdicts.setdefault(int(i), []).append(_verdict(f, measured, k, threshold, bool(passes[k])))
@@ -179,7 +180,7 @@ def _fields(
 ) -> list[dict[str, Any]]:
     """Updates of the documents that this filter judged. Verdicts of an earlier screening on later filters stay behind the
     new ones: what was paid for is known when the thresholds move."""
-    names = [g.name for g in FILTERS]
+    names = work.campaign.funnel.filters
     later = set(names[names.index(f.name) + 1:])
     out = []
     for k, i in enumerate(rows):
@@ -196,7 +197,7 @@ def _fields(
         if f.field == "spacegroup":
             item |= records.spacegroup_fields(int(value) if value > 0 else None)
         else:
-            item[f.field] = None if np.isnan(value) else float(value)
+            item[f.document_field] = None if np.isnan(value) else float(value)
         out.append(item)
     return out
 

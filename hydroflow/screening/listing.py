@@ -94,7 +94,7 @@ def narrowly_rejected(found: QuerySet, filter_name: str, funnel: Funnel, within:
     if not margin:
         raise DataError(f"the threshold of {f.name} is 0, of which there is no share; ask for values instead")
     return found.filter(stage=f.name, rejected_by=f.name,
-                        **{f"{f.field}__gte": threshold - margin, f"{f.field}__lte": threshold + margin})
+                        __raw__={f.document_field: {"$gte": threshold - margin, "$lte": threshold + margin}})
 
 
 def sorted_by(found: QuerySet, key: str, reverse: bool = False) -> QuerySet:

@@ -1,9 +1,9 @@
-"""Measuring what the filters judge: hull distance and symmetry at once, phonons and DFT through the job ledger."""
+"""The paper's five filters and what filters measure on: hull distance and symmetry at once, phonons and DFT through the job
+ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from hydroflow.errors import DataError
 from hydroflow.screening.atomic_hydrogen import atomic_fraction
 from hydroflow.screening.dft_hull import dft_distances
 from hydroflow.screening.entries import element_sets, named
+from hydroflow.screening.filters import Filter, Measured, above, at_least, at_most, filters_of
 from hydroflow.screening.hull import Hull, distances, hulls_of
 from hydroflow.screening.records import structure_blob
 from hydroflow.store import Store
@@ -29,36 +30,6 @@ PHONON_JOBS = 16
 """Phonons are spread over about so many jobs, within the limits on structures per job below."""
 PHONONS_PER_JOB = (4, 64)
 """Fewer would spend their time on loading the model, more would lose too much when one is killed."""
-
-
-@dataclass
-class Measured:
-    """Values of one filter for some structures.
-
-    Attributes
-    ----------
-    values : (k,) float
-        NaN where there is none.
-    settings : str
-        What they were computed with.
-    waiting : (k,) bool
-        Left for later by a limit of the campaign, not rejected.
-    reasons : dict
-        Position → words, where a value is missing or needs a remark.
-    fields : dict
-        Position → further fields of the candidate.
-    """
-
-    values: np.ndarray
-    settings: str
-    waiting: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    reasons: dict[int, str] = field(default_factory=dict)
-    fields: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.values = np.asarray(self.values, float)
-        if len(self.waiting) != len(self.values):
-            self.waiting = np.zeros(len(self.values), bool)
 
 
 class Screening:
@@ -117,9 +88,11 @@ class Screening:
 
     @cached_property
     def stored_verdicts(self) -> dict[str, list[dict[str, Any]]]:
-        """Verdicts on phonons and later filters that an earlier screening with this model stored, by structure id."""
+        """Verdicts of candidates that an earlier screening with this model brought to a filter that needs jobs, by
+        structure id."""
         collection = self.store.database[Candidate._get_collection_name()]
-        match = {"campaign": self.campaign.name, "model": self.model_digest, "verdicts.filter": "phonons"}
+        paid = [f.name for f in filters_of(self.campaign.funnel)[1:] if f.structural is None]
+        match = {"campaign": self.campaign.name, "model": self.model_digest, "verdicts.filter": {"$in": paid}}
         return {d["structure_id"]: list(d["verdicts"]) for d in collection.find(match, {"structure_id": 1, "verdicts": 1})}
 
     def known_values(self, name: str, settings: str) -> dict[str, float]:
@@ -215,8 +188,20 @@ def ehull_dft(work: Screening, rows: np.ndarray, threshold: float) -> Measured:
     return Measured(values, found.settings, waiting, reasons, {int(chosen[k]): v for k, v in found.fields.items()})
 
 
-MEASURES: dict[str, Callable[[Screening, np.ndarray, float], Measured]] = {
-    "ehull_lam": ehull_lam, "spacegroup": spacegroup, "atomic_hydrogen": atomic_hydrogen, "phonons": phonons,
-    "ehull_dft": ehull_dft,
-}
-"""How each declared filter is measured."""
+# ---- the paper's five filters, registered in pyproject.toml ---------------------------------------------------------
+EHULL_LAM = Filter(
+    "ehull_lam", at_most, lambda v, t: f"{1000 * v:.0f} meV/atom above the model's hull, at most {1000 * t:g} allowed",
+    ehull_lam, setting="ehull_lam_ev", field="ehull_lam_ev")
+SPACEGROUP = Filter(
+    "spacegroup", above, lambda v, t: f"space group {v:.0f}, above {t:g} wanted", spacegroup, setting="min_spacegroup",
+    field="spacegroup", structural=lambda part, campaign: spacegroups(part, campaign.funnel.symprec_a)[0])
+ATOMIC_HYDROGEN = Filter(
+    "atomic_hydrogen", above, lambda v, t: f"{100 * v:.0f} % of the hydrogen is atomic, above {100 * t:g} % wanted",
+    atomic_hydrogen, setting="min_atomic_h", field="atomic_h_fraction",
+    structural=lambda part, campaign: atomic_fraction(part, campaign.funnel.atomic_h_distance_a))
+PHONONS = Filter(
+    "phonons", at_least, lambda v, t: f"lowest phonon frequency {v:.2f} THz, at least {t:g} THz wanted", phonons,
+    setting="min_frequency_thz", field="min_frequency_thz")
+EHULL_DFT = Filter(
+    "ehull_dft", at_most, lambda v, t: f"{1000 * v:.0f} meV/atom above the DFT hull, at most {1000 * t:g} allowed",
+    ehull_dft, setting="ehull_dft_ev", field="ehull_dft_ev")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,12 +11,10 @@ import numpy as np
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign
 from hydroflow.errors import DataError
-from hydroflow.screening.atomic_hydrogen import atomic_fraction
-from hydroflow.screening.filters import FILTERS, thresholds
+from hydroflow.screening.filters import filters_of, thresholds
 from hydroflow.screening.records import structures_at
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate
-from hydroflow.structures.symmetry import spacegroups
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Recount:
 def recount(store: Store, campaign: Campaign, changed: Mapping[str, float] | None = None) -> list[Recount]:
     """Count the funnel again with some thresholds changed, by filter name (``{"ehull_lam": 0.08}``).
 
-    Nothing expensive is computed: space group and atomic hydrogen of candidates that an earlier filter had kept from them
-    are measured here and now from the stored structures; missing phonons and DFT distances are counted as unknown.
+    Nothing expensive is computed: filters that need the structure alone (space group, atomic hydrogen) measure here and now
+    the candidates that an earlier filter had kept from them; missing phonons and DFT distances are counted as unknown.
 
     Raises
     ------
@@ -56,16 +54,14 @@ def recount(store: Store, campaign: Campaign, changed: Mapping[str, float] | Non
     if wanted["ehull_lam"] > kept:
         raise DataError(f"MongoDB holds candidates within {kept:g} eV/atom of the hull (search.keep_ehull_ev); a threshold of "
                         f"{wanted['ehull_lam']:g} cannot be recounted: search with a larger search.keep_ehull_ev")
-    table = _table(store, campaign.name)
+    table = _table(store, campaign)
     left = np.arange(len(table.ids))
     out = []
-    for f in FILTERS:
+    for f in filters_of(campaign.funnel):
+        unmeasured = left[~table.measured[f.name][left]]
+        if f.structural and len(unmeasured):
+            table.values[f.name][unmeasured] = f.structural(table.structures(store, unmeasured), campaign)
         values = table.values[f.name][left]
-        if f.name in _CHEAP:
-            unmeasured = left[~table.measured[f.name][left]]
-            if len(unmeasured):
-                table.values[f.name][unmeasured] = _CHEAP[f.name](table.structures(store, unmeasured), campaign)
-                values = table.values[f.name][left]
         unknown = np.isnan(values) & ~table.failed[f.name][left]
         failed = np.isnan(values) & ~unknown
         passes = f.passes(values, wanted[f.name])
@@ -76,13 +72,6 @@ def recount(store: Store, campaign: Campaign, changed: Mapping[str, float] | Non
 
 def to_json(counts: list[Recount]) -> list[dict[str, Any]]:
     return [asdict(c) for c in counts]
-
-
-_CHEAP: dict[str, Callable[[StructureArrays, Campaign], np.ndarray]] = {
-    "spacegroup": lambda part, campaign: spacegroups(part, campaign.funnel.symprec_a)[0],
-    "atomic_hydrogen": lambda part, campaign: atomic_fraction(part, campaign.funnel.atomic_h_distance_a),
-}
-"""Filters that are measured on the spot; the others need jobs."""
 
 
 @dataclass
@@ -99,21 +88,25 @@ class _Table:
         return structures_at(store, [self.where[i] for i in rows])
 
 
-def _table(store: Store, campaign: str) -> _Table:
+def _table(store: Store, campaign: Campaign) -> _Table:
+    filters = filters_of(campaign.funnel)
     fields = {"structure_id": 1, "shard": 1, "row": 1, "stage": 1, "verdicts.filter": 1, "verdicts.value": 1,
-              **{f.field: 1 for f in FILTERS}}
+              **{f.document_field: 1 for f in filters}}
     collection = store.database[Candidate._get_collection_name()]
-    documents = list(collection.find({"campaign": campaign}, fields).sort([("campaign", 1), ("structure_id", 1)]))
+    documents = list(collection.find({"campaign": campaign.name}, fields).sort([("campaign", 1), ("structure_id", 1)]))
     table = _Table(
         [d["structure_id"] for d in documents], [(d.get("shard"), d.get("row")) for d in documents],
-        {f.name: np.array([_number(d.get(f.field)) for d in documents], float) for f in FILTERS},
-        {f.name: np.zeros(len(documents), bool) for f in FILTERS}, {f.name: np.zeros(len(documents), bool) for f in FILTERS})
+        {f.name: np.array([_value(d, f.document_field) for d in documents], float) for f in filters},
+        {f.name: np.zeros(len(documents), bool) for f in filters}, {f.name: np.zeros(len(documents), bool) for f in filters})
     for i, d in enumerate(documents):
         for verdict in d.get("verdicts", []):
-            table.measured[verdict["filter"]][i] = True
-            table.failed[verdict["filter"]][i] = verdict.get("value") is None and d.get("stage") != "waiting"
+            if verdict["filter"] in table.measured:  # not one of a filter that the campaign had earlier
+                table.measured[verdict["filter"]][i] = True
+                table.failed[verdict["filter"]][i] = verdict.get("value") is None and d.get("stage") != "waiting"
     return table
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
+def _value(document: Mapping[str, Any], field: str) -> float:
+    for key in field.split("."):
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return np.nan if document is None else document

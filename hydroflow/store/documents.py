@@ -207,6 +207,8 @@ class Candidate(Document):
     atomic_h_fraction = FloatField()
     min_frequency_thz = FloatField()
     hydrogen_dos_share = FloatField()
+    measured = DictField()
+    """Values of filters from outside packages, by filter name."""
     verdicts = EmbeddedDocumentListField(Verdict)
     stage = StringField(default="searched")
     """Where in the funnel it stands: searched, the name of the filter that rejected it, ``waiting`` (beyond the budget of DFT

@@ -36,7 +36,8 @@ class Sites:
 
     def cluster(self, name: str, batch: str = "Slurm", **settings: object) -> Cluster:
         return Cluster.model_validate({
-            "batch": batch, "context": "ssh", "host": self.site(name)[0], "user": "root", "key_file": self.base / "keys" / "id_ed25519",
+            "batch": batch, "context": "ssh", "host": self.site(name)[0], "user": "root",
+            "key_file": self.base / "keys" / "id_ed25519",
             "remote_root": str(self.base / f"scratch-{name}"), "setup": [f"export PYTHONPATH={ROOT}"], **settings})
 
     def site(self, name: str) -> tuple[str, str]:
@@ -54,8 +55,9 @@ class Sites:
 
     def slurm(self, name: str, *command: str) -> str:
         """A Slurm command on a site."""
-        done = subprocess.run(["nsenter", f"--net=/run/netns/{self.site(name)[1]}", *command], capture_output=True, text=True, timeout=30,
-                              env={**os.environ, "SLURM_CONF": str(self.base / f"slurm-{name}" / "slurm.conf")}, check=True)
+        done = subprocess.run(["nsenter", f"--net=/run/netns/{self.site(name)[1]}", *command], capture_output=True, text=True,
+                              timeout=30, check=True,
+                              env={**os.environ, "SLURM_CONF": str(self.base / f"slurm-{name}" / "slurm.conf")})
         return done.stdout
 
     def start_slurmctld(self, name: str) -> None:

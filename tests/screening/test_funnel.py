@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.errors import DataError
+from hydroflow.errors import CampaignError, DataError
 from hydroflow.screening.atomic_hydrogen import atomic_fraction
 from hydroflow.screening.entries import entries_of
-from hydroflow.screening.filters import FILTERS
 from hydroflow.screening.funnel import FunnelCounts, screen
 from hydroflow.screening.hull import energy_above_hull, hull_distances
 from hydroflow.screening.what_if import recount
@@ -86,7 +85,7 @@ def test_counts_and_verdicts_agree_with_the_filters_applied_by_hand(store: Store
     # every document says where it stands, with value, threshold and settings, and nothing after the rejection
     for c in Candidate.objects(campaign="screened"):
         names = [v.filter for v in c.verdicts]
-        assert names == [f.name for f in FILTERS][:len(names)]
+        assert names == campaign().funnel.filters[:len(names)]
         assert all(v.passed for v in c.verdicts[:-1]) and all(v.settings and v.threshold is not None for v in c.verdicts)
         last = c.verdicts[-1]
         if c.stage == "passed":
@@ -170,7 +169,7 @@ def test_what_if_recounts_from_stored_values(store: Store, structures: Structure
     assert [c.count for c in tighter][:4] == [s.count for s in fresh.steps[1:5]]
     with pytest.raises(DataError, match="keep_ehull_ev"):
         recount(store, settings, {"ehull_lam": 0.5})
-    with pytest.raises(DataError, match="no filter 'tc'"):
+    with pytest.raises(CampaignError, match="no filter 'tc'"):
         recount(store, settings, {"tc": 1})
 
 
