@@ -20,7 +20,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*/campaign.t
         (MINIMAL + "[pressure]\ncampaign_gpa = 1e6\n", "0 to 1000"),
         (MINIMAL.replace('"Y"', '"Yy"'), "space.elements.1 = 'Yy': 'Yy' is not a chemical element"),
         (MINIMAL.replace('"Y"', '"H"'), "leave out H"),
-        (MINIMAL + "[funnel]\nehull = 0.1\n", "funnel.ehull: unknown key (known keys: ehull_lam_ev"),
+        (MINIMAL + "[funnel]\nehull = 0.1\n", "funnel.ehull: unknown key (known keys: filters"),
         (MINIMAL + '[labels]\nengine = "cp2k"\n', "labels.engine = 'cp2k'"),
         ('name = "x"\n', "space: this key is required"),
         ("name = [", "not valid TOML"),
