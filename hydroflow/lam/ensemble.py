@@ -88,7 +88,8 @@ class Ensemble:
         """Disagreement about each structure; NaN for a collapsed cell."""
         n = len(arrays)
         if not n:
-            return Deviation(*(np.zeros(0) for _ in range(6)), np.zeros(0, bool))
+            nothing = np.zeros(0)
+            return Deviation(nothing, nothing, nothing, nothing, nothing, nothing, np.zeros(0, bool))
         results = [m.evaluate(arrays) for m in self.models]
         energies = np.stack([r.energy_ev for r in results])
         forces = np.stack([r.forces_ev_a for r in results])

@@ -33,7 +33,7 @@ class GraphKernel:
         reference.atomic_model.load_state_dict(dict(state), strict=False)
         self.model = BaseModel.deserialize(reference.serialize()).to(device).eval()
         descriptor = getattr(self.model.atomic_model, "descriptor", None)
-        if not (hasattr(descriptor, "uses_graph_lower") and descriptor.uses_graph_lower()):
+        if descriptor is None or not getattr(descriptor, "uses_graph_lower", lambda: False)():
             raise DataError(f"deepmd-kit cannot evaluate this {params['descriptor'].get('type')} model as a graph; train one "
                             "with the descriptor settings that hydroflow writes")
         self.cutoff_a = float(self.model.get_rcut())

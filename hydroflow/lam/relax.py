@@ -59,7 +59,7 @@ class _Recorder:
     def frames(self, arrays: StructureArrays, pressures: np.ndarray) -> StructureArrays:
         parent = np.array(self.parent, np.int64)
         # By parent and step: in-flight refill mixes trajectories.
-        order = np.lexsort((self.step, parent)) if len(parent) else np.zeros(0, int)
+        order = np.lexsort((np.array(self.step, np.int64), parent))
         out = StructureArrays.from_lists([self.numbers[k] for k in order], [self.fractional[k] for k in order],
                                          [self.cells[k] for k in order])
         parent = parent[order]

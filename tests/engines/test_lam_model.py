@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hydroflow.arrays import StructureArrays
+from hydroflow.campaign import Relaxation
 from hydroflow.errors import DataError
-from hydroflow.lam import LamModel
+from hydroflow.lam import LamModel, relax
 from hydroflow.lam.backend import import_deepmd
 from hydroflow.lam.dpa1_cpu import Dpa1Cpu
 from hydroflow.lam.ensemble import Ensemble
@@ -17,7 +19,7 @@ from hydroflow.lam.graph import GraphKernel
 from hydroflow.lam.metrics import errors
 from hydroflow.lam.model import read_checkpoint
 from tests.lam.labelled import frames as labelled
-from tests.lam.trained import trained
+from tests.lam.trained import STORED, trained
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
@@ -63,6 +65,47 @@ def test_the_graph_evaluation_agrees_on_a_ragged_batch(model: LamModel) -> None:
     np.testing.assert_allclose(a.energy_ev, b.energy_ev, atol=2e-4)
     np.testing.assert_allclose(a.forces_ev_a, b.forces_ev_a, atol=2e-3)
     np.testing.assert_allclose(a.virial_ev, b.virial_ev, atol=5e-3)
+
+
+class _SmallMemory(GraphKernel):
+    """Runs out of memory, as PyTorch reports it, for batches of more than a few structures."""
+
+    structures = 6
+
+    def _evaluate(self, offsets, *edges):
+        self.sizes.append(len(offsets) - 1)
+        if len(offsets) - 1 > self.structures:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super()._evaluate(offsets, *edges)
+
+
+class TestOutOfMemory:
+    @pytest.fixture
+    def small(self) -> LamModel:
+        state, params = read_checkpoint(STORED)
+        kernel = _SmallMemory(params, state, "cpu")
+        kernel.sizes = []
+        return LamModel(kernel, params["type_map"])
+
+    def test_the_batch_is_halved_and_goes_on(self, small: LamModel) -> None:
+        frames = labelled()[:21]
+        found = small.evaluate(frames)
+        assert small.kernel.sizes[0] == 21 and sum(n for n in small.kernel.sizes if n <= 6) == 21
+        whole = LamModel.load(STORED, device="cpu").evaluate(frames)
+        np.testing.assert_allclose(found.energy_ev, whole.energy_ev, atol=2e-4)
+        np.testing.assert_allclose(found.forces_ev_a, whole.forces_ev_a, atol=2e-3)
+        np.testing.assert_allclose(found.virial_ev, whole.virial_ev, atol=5e-3)
+
+    def test_a_relaxation_goes_on_too(self, small: LamModel) -> None:
+        settings, frames = Relaxation(max_steps=3), labelled()[:9]
+        halved = relax(small, frames, 200.0, settings).relaxed
+        whole = relax(LamModel.load(STORED, device="cpu"), frames, 200.0, settings).relaxed
+        np.testing.assert_allclose(halved.columns["enthalpy_ev"], whole.columns["enthalpy_ev"], atol=5e-3)
+
+    def test_one_structure_that_does_not_fit_is_an_error(self, small: LamModel) -> None:
+        small.kernel.structures = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            small.evaluate(labelled()[:3])
 
 
 def test_forces_and_virial_are_derivatives_of_the_energy(model: LamModel) -> None:

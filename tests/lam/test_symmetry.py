@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import spglib
@@ -13,9 +11,9 @@ from hydroflow.campaign import Relaxation, parse
 from hydroflow.lam import LamModel, relax
 from hydroflow.lam.symmetry import symmetrised
 from hydroflow.structures import Request, generate
+from tests.lam.trained import STORED
 
 CAMPAIGN = parse('name = "x"\n[space]\nelements = ["Mg", "Ca"]\n[generator]\nspace_groups = [75, 230]\n')
-MODEL = Path(__file__).parents[2] / "benchmarks" / "data" / "mg_ca_h.pt"
 PRESSURE = 200.0
 
 
@@ -47,7 +45,7 @@ def _operations(arrays: StructureArrays, symprec_a: float = 1e-3) -> np.ndarray:
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
 def test_the_group_is_kept_where_it_is_asked_for(starts: StructureArrays, optimizer: str) -> None:
-    model = LamModel.load(MODEL, device="cpu")
+    model = LamModel.load(STORED, device="cpu")
     noisy = LamModel(_Noisy(model.kernel, 0.05), model.type_map)
     settings = {"optimizer": optimizer, "max_steps": 60}
     # fewer slots than structures: a group belongs to its structure, not to the slot
@@ -60,7 +58,7 @@ def test_the_group_is_kept_where_it_is_asked_for(starts: StructureArrays, optimi
 
 
 def test_it_changes_no_path_of_a_symmetric_model(starts: StructureArrays) -> None:
-    model = LamModel.load(MODEL, device="cpu")
+    model = LamModel.load(STORED, device="cpu")
     kept, free = (relax(model, starts, PRESSURE, Relaxation(max_steps=8, keep_symmetry=k)).relaxed for k in (True, False))
     np.testing.assert_allclose(kept.columns["enthalpy_ev"], free.columns["enthalpy_ev"], atol=2e-3)
     np.testing.assert_allclose(kept.cells, free.cells, atol=2e-3)

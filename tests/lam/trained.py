@@ -18,6 +18,8 @@ from hydroflow.lam.datasets import assign_splits
 from hydroflow.lam.train import Train
 from tests.lam.labelled import frames as labelled
 
+STORED = Path(__file__).parents[2] / "benchmarks" / "data" / "mg_ca_h.pt"
+"""A tiny DPA-1 of the same kind, trained before: for tests that need a real model but not its training."""
 MODEL = Model(size="tiny", cutoff_a=4.0, batch_size="auto:32", start_lr=2e-2, stop_lr=1e-4, type_map=["H", "Mg", "Ca", "Y"])
 
 
