@@ -21,6 +21,8 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*/campaign.t
         (MINIMAL.replace('"Y"', '"Yy"'), "space.elements.1 = 'Yy': 'Yy' is not a chemical element"),
         (MINIMAL.replace('"Y"', '"H"'), "leave out H"),
         (MINIMAL + "[funnel]\nehull = 0.1\n", "funnel.ehull: unknown key (known keys: filters"),
+        (MINIMAL + '[funnel]\nfilters = ["ehull_lam", "spacegroup"]\n', "hold ehull_dft"),
+        (MINIMAL + "[search]\nrounds = [0.5, 0.4]\n", "must add up to 1, these add up to 0.9"),
         (MINIMAL + '[labels]\nengine = "cp2k"\n', "labels.engine = 'cp2k'"),
         ('name = "x"\n', "space: this key is required"),
         ("name = [", "not valid TOML"),
