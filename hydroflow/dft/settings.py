@@ -145,18 +145,22 @@ def label_settings(
     if labels.engine == "vasp":
         from hydroflow.dft.vasp_potcar import potcar_family
 
-        found = potcar_family(labels.pseudos)
-        chosen = found.require(wanted)
+        library = potcar_family(labels.pseudos)
         return LabelSettings(
             engine or f"vasp {os.environ.get('HYDROFLOW_VASP_VERSION', '6')}", protocol.name, protocol.version,
-            protocol.vasp.model_dump(), checks, found.name, found.version, found.digest, 0.0, 0.0, chosen, str(found.root))
+            protocol.vasp.model_dump(), checks, library.name, library.version, library.digest, 0.0, 0.0,
+            library.require(wanted), str(library.root))
     found = families.family(labels.pseudos)
     chosen = found.require(wanted)
     cutoffs = protocol.qe.cutoffs.get(found.name)
     if cutoffs is None:
         raise SettingsError(f"DFT protocol {protocol.name!r} has no cutoffs for pseudopotentials {found.name!r} "
                             f"(it has: {', '.join(protocol.qe.cutoffs)})")
-    wave, density = cutoffs.for_elements(set(wanted), any(p.kind != "NC" for p in chosen.values()))
+    # the cutoffs of installed families were measured; a folder's files may know better what they need
+    hints = list(chosen.values()) if found.name == "folder" else []
+    wave, density = cutoffs.for_elements(
+        set(wanted), any(p.kind != "NC" for p in chosen.values()), max((p.ecutwfc_hint_ry for p in hints), default=0.0),
+        max((p.ecutrho_hint_ry for p in hints), default=0.0))
     values = protocol.qe.model_dump(exclude={"cutoffs"})
     return LabelSettings(engine or f"quantum-espresso {qe_version(pw_command)}", protocol.name, protocol.version, values, checks,
                          found.name, found.version, found.digest, wave, density, chosen, str(found.root))

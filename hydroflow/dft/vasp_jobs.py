@@ -64,14 +64,14 @@ class VaspLabel(VaspEngine):
         result = _read(folder, job)
         result = _in_order(result, structure)
         review = verdict.check_result(result, structure, settings)
-        assert result.stress_gpa is not None and result.forces_ev_a is not None
+        energy, forces, stress = result.values()
         volume = crystal.volume_a3(structure)
         return Collected({
             **_common(result, settings, review),
-            "energy_ev": result.energy_ev,
-            "forces_ev_a": np.round(result.forces_ev_a, 8).tolist(),
-            "virial_ev": np.round(result.stress_gpa * volume * GPA_A3_EV, 8).tolist(),
-            "pressure_gpa": float(np.trace(result.stress_gpa)) / 3,
+            "energy_ev": energy,
+            "forces_ev_a": np.round(forces, 8).tolist(),
+            "virial_ev": np.round(stress * volume * GPA_A3_EV, 8).tolist(),
+            "pressure_gpa": float(np.trace(stress)) / 3,
             "volume_a3": volume,
         }, proof=_keep(folder))
 
@@ -114,8 +114,8 @@ class VaspRelax(VaspEngine):
             raise _with_last_structure(failure, folder, restarts) from failure
         final = crystal.from_arrays(result.numbers, result.cell, result.fractional)
         review = verdict.check_result(result, final, settings)
-        assert result.stress_gpa is not None and result.forces_ev_a is not None
-        error = float(np.trace(result.stress_gpa)) / 3 - target
+        energy, forces, stress = result.values()
+        error = float(np.trace(stress)) / 3 - target
         spacing = settings.values["k_spacing_per_a"]
         before, after = (crystal.k_mesh(np.array(s["cell"]), spacing) for s in (start, final))
         if abs(error) > 2.0 or (before != after and restarts < MESH_RESTARTS):
@@ -127,11 +127,11 @@ class VaspRelax(VaspEngine):
         return Collected({
             **_common(result, settings, review),
             "structure": final,
-            "energy_ev": result.energy_ev,
-            "enthalpy_ev": result.energy_ev + target * GPA_A3_EV * volume,
+            "energy_ev": energy,
+            "enthalpy_ev": energy + target * GPA_A3_EV * volume,
             "pressure_gpa": target,
             "pressure_error_gpa": error,
-            "max_force_ev_a": float(np.linalg.norm(result.forces_ev_a, axis=1).max(initial=0.0)),
+            "max_force_ev_a": float(np.linalg.norm(forces, axis=1).max(initial=0.0)),
             "volume_a3": volume,
             "n_ionic": relaxed.n_ionic,
             "restarts": restarts,

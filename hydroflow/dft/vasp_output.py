@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers
 
-from hydroflow.dft.pw_output import PwResult
+from hydroflow.dft.pw_output import PwResult, fractional_of
+from hydroflow.dft.xml_file import XmlFile, fortran_float
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.units import EV_A3_GPA, GPA_A3_EV, KBAR_GPA
 
@@ -52,64 +53,57 @@ def diagnose(text: str) -> EngineFailure | None:
     return None
 
 
-def read_vasp(path: Path) -> PwResult:
-    """A vasprun.xml or an OUTCAR, whichever the file is by its name.
+def read_vasprun(path: Path) -> PwResult:
+    """The last ionic step of a vasprun.xml (VASP 5 and 6); atoms in the file's order.
 
     Raises
     ------
     EngineFailure
-        ``truncated_output``, ``corrupted_output`` or ``missing_output``.
+        ``missing_output``, ``truncated_output`` or ``corrupted_output`` when the file is not there, not whole, of another
+        program, or lacks what belongs in it.
     """
-    return read_vasprun(path) if "vasprun" in path.name else read_outcar(path)
-
-
-def read_vasprun(path: Path) -> PwResult:
-    """The last ionic step of a vasprun.xml (VASP 5 and 6); atoms in the file's order."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise EngineFailure(C.truncated_output, f"{path.name} of VASP is cut off or malformed: {error}") from error
-    except FileNotFoundError:
-        raise EngineFailure(C.missing_output, f"VASP left no {path.name}") from None
+    file = XmlFile(path, "VASP", "modeling")
+    root = file.root
     steps = root.findall("calculation")
     if not steps:
         raise EngineFailure(C.truncated_output, f"{path.name} of VASP has no finished ionic step")
-    try:
-        return _from_vasprun(root, steps)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise EngineFailure(C.corrupted_output, f"{path.name} of VASP cannot be read: {error}") from error
+    last, settings = steps[-1], file.node(root, "parameters")
 
+    def array(parent: ElementTree.Element, name: str) -> np.ndarray:
+        rows = file.node(parent, f".//varray[@name='{name}']").findall("v")
+        return np.array([file.numbers(row, (3,)) for row in rows]).reshape(-1, 3)
 
-def _from_vasprun(root: ElementTree.Element, steps: list[ElementTree.Element]) -> PwResult:
-    def array(node: ElementTree.Element, name: str) -> np.ndarray | None:
-        found = node.find(f".//varray[@name='{name}']")
-        return None if found is None else np.array([[float(w) for w in v.text.split()] for v in found.findall("v")])
-
-    def parameter(name: str, default: float) -> float:
-        found = next((i for i in root.find("parameters").iter("i") if i.get("name") == name), None)
-        return default if found is None else float(found.text)
+    def parameter(name: str) -> float | None:
+        found = settings.find(f".//i[@name='{name}']")
+        return None if found is None else float(file.numbers(found))
 
     result = PwResult("xml", version=(root.findtext("generator/i[@name='version']") or "").strip())
-    last = steps[-1]
-    symbols = [rc.findall("c")[0].text.strip() for rc in root.findall("atominfo/array[@name='atoms']/set/rc")]
+    symbols = [(c.text or "").strip() for c in root.findall("atominfo/array[@name='atoms']/set/rc/c[1]")]
+    structure = file.node(last, "structure")
+    result.cell, result.fractional = array(structure, "basis"), array(structure, "positions")
+    if unknown := sorted(set(symbols) - set(atomic_numbers)):
+        raise file.corrupted(f"atominfo names {', '.join(unknown)}")
+    if not symbols or len(symbols) != len(result.fractional):
+        raise file.corrupted(f"atominfo names {len(symbols)} atoms and there are {len(result.fractional)} positions")
+    if result.cell.shape != (3, 3):
+        raise file.corrupted(f"basis has {len(result.cell)} vectors")
     result.numbers = np.array([atomic_numbers[s] for s in symbols])
-    result.cell, result.fractional = array(last.find("structure"), "basis"), array(last.find("structure"), "positions")
-    result.forces_ev_a = array(last, "forces")
-    stress = array(last, "stress")
-    if stress is not None:
-        result.stress_gpa = stress * KBAR_GPA
-    energy = last.find("energy/i[@name='e_fr_energy']")
-    if energy is not None:
+    if last.find("varray[@name='forces']") is not None:
+        result.forces_ev_a = array(last, "forces")
+    if last.find("varray[@name='stress']") is not None:
+        result.stress_gpa = array(last, "stress") * KBAR_GPA
+    if last.find("energy/i[@name='e_fr_energy']") is not None:
         # this entry is E + PSTRESS·V
         volume = abs(np.linalg.det(result.cell))
-        result.energy_ev = float(energy.text) - parameter("PSTRESS", 0.0) * KBAR_GPA * GPA_A3_EV * volume
-    result.electrons = parameter("NELECT", float("nan"))
-    fermi = last.find("dos/i[@name='efermi']")
-    result.fermi_ev = None if fermi is None else float(fermi.text)
+        external = (parameter("PSTRESS") or 0.0) * KBAR_GPA * GPA_A3_EV
+        result.energy_ev = file.number(last, "energy/i[@name='e_fr_energy']") - external * volume
+    result.electrons = parameter("NELECT")
+    if last.find("dos/i[@name='efermi']") is not None:
+        result.fermi_ev = file.number(last, "dos/i[@name='efermi']")
     cycles = [len(s.findall("scstep")) for s in steps]
     result.n_scf, result.n_ionic = sum(cycles), len(steps)
-    result.scf_converged = 0 < cycles[-1] < parameter("NELM", 60)
-    wanted = int(parameter("NSW", 0))
+    result.scf_converged = 0 < cycles[-1] < (parameter("NELM") or 60)
+    wanted = parameter("NSW") or 0
     result.ions_converged = None if wanted <= 0 else len(steps) < wanted
     result.k_points = len(root.findall("kpoints/varray[@name='kpointlist']/v"))
     return result
@@ -134,15 +128,15 @@ def read_outcar(path: Path) -> PwResult:
         result.version = match.group(1)
     result.numbers = np.array([atomic_numbers[data["atom_names"][t]] for t in data["atom_types"]])
     result.cell = np.array(data["cells"][-1])
-    result.fractional = np.linalg.solve(result.cell.T, np.array(data["coords"][-1]).T).T
+    result.fractional = fractional_of(result.cell, np.array(data["coords"][-1]))
     result.energy_ev = float(data["energies"][-1])
     result.forces_ev_a = np.array(data["forces"][-1])
     if "virials" in data:
         result.stress_gpa = np.array(data["virials"][-1]) / abs(np.linalg.det(result.cell)) * EV_A3_GPA
     if match := re.search(r"NELECT\s*=\s*([\d.]+)", text):
         result.electrons = float(match.group(1))
-    if match := re.findall(r"E-fermi\s*:\s*(\S+)", text):
-        result.fermi_ev = float(match[-1])
+    if levels := re.findall(r"E-fermi\s*:\s*(\S+)", text):
+        result.fermi_ev = fortran_float(levels[-1])
     if match := re.search(r"Total CPU time used \(sec\):\s*([\d.]+)", text):
         result.cpu_s = float(match.group(1))
     if match := re.search(r"Elapsed time \(sec\):\s*([\d.]+)", text):

@@ -121,17 +121,13 @@ def check_result(
     count = len(structure["numbers"])
     if not result.scf_converged:
         raise EngineFailure(C.scf_not_converged, f"no self-consistency after {result.n_scf} iterations")
-    missing = [name for name, value in (("energy", result.energy_ev), ("forces", result.forces_ev_a),
-                                        ("stress", result.stress_gpa)) if value is None]
-    if missing:
-        raise EngineFailure(C.missing_output, f"the output has no {' and no '.join(missing)}")
-    forces, stress = np.asarray(result.forces_ev_a), np.asarray(result.stress_gpa)
+    energy, forces, stress = result.values()
     if len(forces) != count or len(result.numbers) != count or list(result.numbers) != list(structure["numbers"]):
         raise EngineFailure(C.corrupted_output, f"the output has {len(forces)} forces and "
                             f"{len(result.numbers)} atoms, the job {count}")
     _check_structure(result, structure)
     crystal.check_geometry(structure)
-    if not (np.isfinite(result.energy_ev) and np.isfinite(forces).all() and np.isfinite(stress).all()):
+    if not (np.isfinite(energy) and np.isfinite(forces).all() and np.isfinite(stress).all()):
         raise EngineFailure(C.unphysical_result, "energy, forces or stress are not finite (overflowed fields)")
     _check_electrons(result, structure, settings)
     limits = settings.checks
@@ -145,7 +141,7 @@ def check_result(
         raise EngineFailure(C.corrupted_output, f"the forces sum to {net:.3g} eV/Å instead of zero")
     norm_conserving = all(p.kind == "NC" for p in settings.pseudos.values())
     allowed = limits["max_negative_charge_per_atom" if norm_conserving else "max_negative_charge_per_atom_augmented"]
-    if negative_electrons > allowed * count:
+    if not negative_electrons <= allowed * count:  # an overflowed field is NaN
         raise EngineFailure(C.charge_density, f"{negative_electrons:.2g} electrons of negative density in {count} atoms: cutoffs "
                             "too low for this compression or overlapping cores", {"final": True})
     review = []
@@ -186,7 +182,7 @@ def _check_structure(result: PwResult, structure: Mapping[str, Any]) -> None:
     cell, fractional = np.array(structure["cell"]), np.array(structure["fractional"])
     delta = result.fractional - fractional
     shift = np.abs((delta - np.round(delta)) @ cell).max()
-    if np.abs(result.cell - cell).max() > 1e-3 or shift > 1e-3:
+    if not (np.abs(result.cell - cell).max() <= 1e-3 and shift <= 1e-3):  # NaN must not pass
         raise EngineFailure(C.corrupted_output, "the output is of another structure than the job's (left over from another run?)")
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
+from importlib.resources import files
+from pathlib import Path
 
+import ase
 import pytest
 
 from hydroflow.cli import main as command_line
 from tests.dft.qe_cases import FOLDER
+
+VASP = Path(str(files(ase))) / "test" / "testdata" / "vasp"
 
 
 @pytest.fixture
@@ -39,10 +45,43 @@ def test_compare_two_runs_of_one_structure(hydroflow):
     assert "meV/Å" in hydroflow("dft", "compare", path, path)[1]
 
 
-@pytest.mark.parametrize("name", ["scf_not_converged.out", "walltime_max_seconds.out", "atoms_overlap.out"])
-def test_compare_refuses_what_is_no_label(hydroflow, name):
+def test_compare_an_xml_as_the_ledger_keeps_it_with_the_text_of_the_same_run(hydroflow):
+    code, text, _ = hydroflow("dft", "compare", str(FOLDER / "ok_scf_cah6.xml.gz"), str(FOLDER / "ok_scf_cah6.out"), "--json")
+    found = json.loads(text)
+    assert code == 0 and found["frames"] == 1
+    assert found["pressure_max_gpa"] < 1e-3 and found["force_max_ev_a"] < 1e-6 and abs(found["shifts_ev"]["H"]) < 1e-6
+
+
+def test_compare_real_files_of_vasp_whatever_they_are_called(hydroflow, tmp_path):
+    for source, name in (("vasprun_pstress.xml", "diamond.xml"), ("OUTCAR_example_1", "nickel")):
+        (tmp_path / name).write_bytes((VASP / source).read_bytes())
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((VASP / source).read_bytes()))
+        code, text, _ = hydroflow("dft", "compare", str(tmp_path / name), str(tmp_path / f"{name}.gz"), "--json")
+        found = json.loads(text)
+        assert code == 0 and found["pressure_max_gpa"] == found["force_max_ev_a"] == 0
+    code, _, error = hydroflow("dft", "compare", str(tmp_path / "diamond.xml"), str(tmp_path / "nickel"))
+    assert code == 2 and "not of the same structures" in error
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("scf_not_converged.out", "scf_not_converged"), ("walltime_max_seconds.out", "walltime"),
+    ("atoms_overlap.out", "atoms_too_close"), ("atoms_too_close.out", "not finite")])
+def test_compare_refuses_what_is_no_label(hydroflow, name, words):
     code, _, error = hydroflow("dft", "compare", str(FOLDER / name), str(FOLDER / "ok_scf_cah6.out"))
-    assert code == 2 and len(error.strip().splitlines()) == 1 and name in error
+    assert code == 2 and len(error.strip().splitlines()) == 1 and name in error and words in error
+
+
+def test_compare_refuses_files_that_are_something_else(hydroflow, tmp_path):
+    good = str(FOLDER / "ok_scf_cah6.out")
+    for name, content in {
+        "empty": b"", "noise": bytes(range(256)), "notes.txt": b"energy = -1", "page.xml": b"<html><body/></html>",
+        "half.xml": b"<?xml version='1.0'?><modeling>", "cut.parquet": b"PAR1abc", "cut.xml.gz": gzip.compress(b"x" * 99)[:20],
+        "plain.gz": b"not compressed",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        code, _, error = hydroflow("dft", "compare", good, str(tmp_path / name))
+        assert code == 2 and len(error.strip().splitlines()) == 1 and name in error, (name, error)
+    assert hydroflow("dft", "compare", good, str(tmp_path))[0] == 2
 
 
 def test_compare_refuses_other_structures(hydroflow):

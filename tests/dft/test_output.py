@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hydroflow.dft import pw_output
 from hydroflow.errors import EngineFailure, FailureCode
 from tests.dft.qe_cases import CASES, FOLDER
+from tests.dft.xml_damage import verdicts
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -87,6 +88,41 @@ def test_a_cut_xml_is_never_read(xml, share):
     with tempfile.TemporaryDirectory() as folder, pytest.raises(EngineFailure) as raised:
         read(Path(folder), xml[:int(share * len(xml.rstrip()))])
     assert raised.value.code is FailureCode.truncated_output
+
+
+@pytest.mark.parametrize("name", ["ok_scf_cah6", "ok_h3s_qe72"])
+def test_an_xml_that_lacks_a_node_is_a_typed_failure_or_lacks_that_value(tmp_path, name):
+    text = gzip.decompress((FOLDER / f"{name}.xml.gz").read_bytes()).decode()
+    sections = ("general_info", "output", "exit_status", "status", "timing_info")
+    found = verdicts(pw_output.read_xml, text, sections, tmp_path / "x.xml")
+    assert len(found) > 200
+    assert all(words.startswith(("corrupted_output: x.xml of pw.x", "truncated_output: x.xml of pw.x"))
+               for words in found.values() if words)
+    assert found["output taken out"].startswith("truncated_output")
+    for what, words in {
+        "output/atomic_structure taken out": "<output> has no atomic_structure",
+        "output/atomic_structure/cell/a2 taken out": "has no cell/a2",
+        "output/atomic_structure/cell/a2 emptied": "<a2> has 0 numbers",
+        "output/atomic_structure/atomic_positions emptied": "no atom",
+        "output/atomic_structure/atomic_positions/atom without a number": "<atom name=",
+        "output/total_energy/etot taken out": "<output> has no total_energy/etot",
+        "output/forces overflowed": "<forces",
+        "output/stress emptied": "has 0 numbers, which do not make (3, 3)",
+        "output/band_structure/nks without a number": "nks",
+    }.items():
+        assert words in found[what], (what, found[what])
+    # what a label needs and is not there is told by the checks
+    (tmp_path / "x.xml").write_text(text.replace("forces", "farces"))
+    with pytest.raises(EngineFailure, match="missing_output: the output has no forces"):
+        pw_output.read_xml(tmp_path / "x.xml").values()
+
+
+def test_a_foreign_xml_and_none(tmp_path):
+    (tmp_path / "pw.xml").write_text("<?xml version='1.0'?><modeling><calculation/></modeling>")
+    with pytest.raises(EngineFailure, match=r"corrupted_output: pw.xml of pw.x .*<modeling> instead of <espresso>"):
+        pw_output.read_xml(tmp_path / "pw.xml")
+    with pytest.raises(EngineFailure, match=r"missing_output: pw.x left no other.xml"):
+        pw_output.read_xml(tmp_path / "other.xml")
 
 
 @settings(deadline=None, max_examples=40)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hydroflow.campaign import Labels
 from hydroflow.dft.pseudos import family, install, verify
+from hydroflow.dft.settings import label_settings
 from hydroflow.dft.upf import normal_functional, parse_upf, read_upf
 from hydroflow.errors import SettingsError
 
@@ -69,6 +71,19 @@ def test_a_folder_is_read_by_content_not_by_file_name(folder):
     assert family(str(folder)).require(["H"])["H"].file == "whatever.upf"
     with pytest.raises(SettingsError, match="no PBE file for Y"):
         family(str(folder)).require(["H", "Y"])
+
+
+def test_a_folders_files_get_at_least_the_cutoffs_they_suggest(folder):
+    def cutoffs(protocol: str) -> tuple[float, float]:
+        found = label_settings(Labels(protocol=protocol, pseudos=str(folder)), ["H", "Ca"], engine="quantum-espresso 6.7")
+        return found.ecutwfc_ry, found.ecutrho_ry
+
+    assert cutoffs("standard") == (60, 240)
+    path = folder / "Ca.UPF"
+    head, rest = path.read_bytes().split(b"<PP_HEADER", 1)
+    path.write_bytes(head + b'<PP_HEADER wfc_cutoff="8.1D+01" ' + rest)
+    assert read_upf(path).ecutwfc_hint_ry == 81
+    assert cutoffs("standard") == (81, 324) and cutoffs("paper") == (90, 360)
 
 
 def test_files_that_are_no_pseudopotentials(folder):

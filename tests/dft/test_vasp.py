@@ -20,9 +20,10 @@ from hydroflow.dft.files import read_labels
 from hydroflow.dft.settings import label_settings
 from hydroflow.dft.vasp_input import incar, kpoints, poscar
 from hydroflow.dft.vasp_jobs import VaspLabel, VaspRelax
-from hydroflow.dft.vasp_output import diagnose, read_outcar, read_vasp, read_vasprun
+from hydroflow.dft.vasp_output import diagnose, read_outcar, read_vasprun
 from hydroflow.errors import DataError, EngineFailure, FailureCode, SettingsError
 from tests.dft.driver import FolderStore, Objects, attempt, run
+from tests.dft.xml_damage import verdicts
 
 REAL = Path(str(files(ase))) / "test" / "testdata" / "vasp"
 SIMULATOR = {"vasp_std": f"{sys.executable} {Path(__file__).with_name('vasp_simulator.py')}"}
@@ -159,7 +160,8 @@ def test_real_outputs_agree_with_ase():
     from ase.io import read
 
     for name, form in (("vasprun_pstress.xml", "vasp-xml"), ("vasprun_dfpt.xml", "vasp-xml"), ("OUTCAR_example_1", "vasp-out")):
-        ours, theirs = read_vasp(REAL / name), read(REAL / name, format=form)
+        ours = (read_vasprun if form == "vasp-xml" else read_outcar)(REAL / name)
+        theirs = read(REAL / name, format=form)
         assert ours.energy_ev == pytest.approx(theirs.get_potential_energy(force_consistent=True), abs=1e-6)
         np.testing.assert_allclose(ours.forces_ev_a, theirs.get_forces(), atol=1e-6)
         np.testing.assert_allclose(ours.cell, theirs.cell.array, atol=1e-4)
@@ -168,14 +170,38 @@ def test_real_outputs_agree_with_ase():
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
 def test_real_outputs_cut_in_half(tmp_path, share):
-    for name in ("vasprun_pstress.xml", "OUTCAR_example_1"):
+    for name, reader in (("vasprun_pstress.xml", read_vasprun), ("OUTCAR_example_1", read_outcar)):
         text = (REAL / name).read_text()
         (tmp_path / name).write_text(text[: int(share * len(text))])
         with pytest.raises(EngineFailure) as raised:
-            read_vasp(tmp_path / name)
+            reader(tmp_path / name)
         assert raised.value.code is FailureCode.truncated_output
         with pytest.raises(DataError, match="truncated_output"):
             read_labels(tmp_path / name)
+
+
+def test_a_vasprun_that_lacks_a_node_is_a_typed_failure_or_lacks_that_value(tmp_path):
+    text = (REAL / "vasprun_pstress.xml").read_text()
+    sections = ("generator", "kpoints", "atominfo", "calculation")
+    found = verdicts(read_vasprun, text, sections, tmp_path / "vasprun.xml", ("parameters",))
+    assert len(found) > 100
+    assert all(words.startswith(("corrupted_output: vasprun.xml of VASP", "truncated_output: vasprun.xml of VASP"))
+               for words in found.values() if words)
+    for what, words in {
+        "calculation taken out": "no finished ionic step",
+        "calculation/structure taken out": "<calculation> has no structure",
+        "calculation/structure/crystal/varray[basis] taken out": "basis",
+        "calculation/structure/crystal/varray[basis]/v taken out": "basis has 2 vectors",
+        "calculation/varray[forces]/v emptied": "<v> has 0 numbers",
+        "calculation/energy/i[e_fr_energy] without a number": "",
+        "atominfo taken out": "atominfo names 0 atoms",
+        "atominfo/array[atoms]/set/rc taken out": "1 atoms and there are 2 positions",
+    }.items():
+        assert words in found[what], (what, found[what])
+    for old, new, words in (("-20.23985977", "************", "not finite"), ("parameters>", "arguments>", "has no parameters")):
+        (tmp_path / "vasprun.xml").write_text(text.replace(old, new))
+        with pytest.raises(DataError, match=words):
+            read_labels(tmp_path / "vasprun.xml")
 
 
 def test_an_outcar_that_never_converged(tmp_path):

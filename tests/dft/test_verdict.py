@@ -96,6 +96,8 @@ def test_wrong_numbers_in_a_run_that_ended_well(good):
     assert code(energy_ev=float("inf")) == "unphysical_result"
     assert code(electrons=17.0) == "bad_pseudopotential"
     assert code(cell=result.cell * 1.01) == "corrupted_output"
+    assert code(cell=result.cell * np.nan) == "corrupted_output"
+    assert code(fractional=result.fractional * np.nan) == "corrupted_output"
 
 
 def test_negative_density_beyond_what_the_kind_of_pseudopotential_has(good, level):
@@ -103,7 +105,7 @@ def test_negative_density_beyond_what_the_kind_of_pseudopotential_has(good, leve
     augmented = replace(level, pseudos={e: replace(p, kind="US") for e, p in level.pseudos.items()})
     assert verdict.check_result(result, structure, level, 1e-4) == []
     assert verdict.check_result(result, structure, augmented, 0.05) == []
-    for settings, electrons in ((level, 0.05), (augmented, 0.5)):
+    for settings, electrons in ((level, 0.05), (augmented, 0.5), (level, float("nan"))):
         with pytest.raises(EngineFailure) as raised:
             verdict.check_result(result, structure, settings, electrons)
         assert raised.value.code is FailureCode.charge_density
