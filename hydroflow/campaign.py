@@ -201,6 +201,13 @@ class Stage1(_Section):
 
     max_iterations: Positive = 20
     structures: Positive = Field(5000, description="structures relaxed per iteration, shared over the pressures")
+    trust: Literal["fixed", "calibrated"] = Field(
+        "fixed", description="where the trust window comes from: the two levels below, or the deviations and true errors of "
+        "held-out frames"
+    )
+    trust_error_ev_a: Annotated[float, Field(gt=0)] = Field(
+        0.3, description="calibrated: largest force error of a frame, root mean square, that is still accurate"
+    )
     trust_low_ev_a: Annotated[float, Field(gt=0)] = Field(
         0.15, description="max force deviation below which a frame is accurate"
     )

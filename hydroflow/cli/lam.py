@@ -81,6 +81,8 @@ def show_dataset(digest: str, as_json: bool) -> None:
     click.echo(f"labelled with {manifest['label_settings']}")
     click.echo(f"parent {manifest['parent'] or '–'}")
     click.echo("split " + ", ".join(f"{s} {n}" for s, n in manifest["split"].items()))
+    if "frames" in manifest["splits"].values():
+        click.echo("a single composition, split frame by frame: errors on held-out frames are those of interpolation")
     for title in ("source", "pressure", "element"):
         click.echo(f"by {title}: " + ", ".join(f"{k} {n}" for k, n in sorted(manifest["counts"][title].items())))
     click.echo("by composition:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -57,8 +58,9 @@ def show(campaign: str, as_json: bool) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        caption="E, F: errors on the held-out split, meV/atom and meV/Å; H: mean |H_LAM - H_DFT| of fresh relaxed structures, "
-        "meV/atom; goal: share of accurate frames (stage1), H (stage2)",
+        caption="E, F: errors on the held-out split, meV/atom and meV/Å, before → after training on the new labels; "
+        "H: mean |H_LAM - H_DFT| of fresh relaxed structures before it, meV/atom; goal: share of accurate frames (stage1), "
+        "H (stage2)",
     )
     for column in ("stage", "it.", "seen", "accurate", "labels", "held", "E", "F", "H", "goal"):
         table.add_column(column, no_wrap=True, justify="left" if column == "stage" else "right")
@@ -72,15 +74,32 @@ def show(campaign: str, as_json: bool) -> None:
             f"{x['accurate'] / physical:.0%}" if physical else "–",
             f"{i.labelled}/{i.selected}",
             str(sum(i.quarantined.values())),
-            _number(e.get("energy_mev_atom")),
-            _number(e.get("force_mev_a")),
+            _change(e, "energy_mev_atom"),
+            _change(e, "force_mev_a"),
             _number(e.get("enthalpy_mev_atom")),
             f"{_number(g['value'])} → {g['target']:g}{' ✓' if i.reached else ''}" if g else "–",
         )
     Console().print(table)
     for i in iterations:
+        if trust := i.explored.get("trust"):
+            c = i.explored.get("calibration")
+            click.echo(
+                f"{i.stage}/{i.index}: trust window {trust[0]:.3g}–{trust[1]:.3g} eV/Å; "
+                + (
+                    f"true force errors are {c['scale']:.2g} times the deviation, rank correlation "
+                    f"{c['rank_correlation']:.2f} ({c['frames']} held-out frames)"
+                    if c
+                    else "too few held-out frames to calibrate the deviation"
+                )
+            )
+    for i in iterations:
         for key, reason in i.held.items():
             click.echo(f"held for review, {i.stage}/{i.index}, job {key[:12]}: {reason}")
+
+
+def _change(errors: dict[str, Any], key: str) -> str:
+    before, after = (errors.get("before") or {}).get(key), _number(errors.get(key))
+    return after if before is None else f"{_number(before)} → {after}"
 
 
 def _number(value: float | None) -> str:

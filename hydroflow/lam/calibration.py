@@ -11,7 +11,7 @@ from hydroflow.arrays import StructureArrays
 from hydroflow.errors import DataError
 from hydroflow.lam.ensemble import Ensemble
 
-_LEAST_FRAMES = 8
+LEAST_FRAMES = 8
 _HIGH_OVER_LOW = 6.0
 
 
@@ -29,7 +29,8 @@ class Calibration:
     rank_correlation : float
         Spearman's, between a frame's largest deviation and its largest error; without it a trust window selects at random.
     trust_low_ev_a, trust_high_ev_a : float
-        Window for the wanted error: below the lower level the expected largest force error meets it.
+        Window for the wanted error: below the lower level the expected largest force error meets it; the upper is six times
+        that, or the largest deviation among the frames, which were labelled without trouble, where that is more.
     bins : list of dict
         ``deviation_ev_a`` and ``error_ev_a`` (root mean squares) in quartiles of the deviation, with ``frames``.
     """
@@ -41,8 +42,9 @@ class Calibration:
     trust_high_ev_a: float
     bins: list[dict[str, float]]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def measured(self) -> dict[str, Any]:
+        """What was found on the frames, without the window that follows from a wish."""
+        return {k: v for k, v in asdict(self).items() if not k.startswith("trust_")}
 
 
 def largest_errors(ensemble: Ensemble, frames: StructureArrays) -> np.ndarray:
@@ -68,8 +70,8 @@ def calibrate(ensemble: Ensemble, frames: StructureArrays, wanted_error_ev_a: fl
     DataError
         for fewer than eight frames.
     """
-    if len(frames) < _LEAST_FRAMES:
-        raise DataError(f"{len(frames)} held-out frames are too few to calibrate an ensemble; {_LEAST_FRAMES} or more are needed")
+    if len(frames) < LEAST_FRAMES:
+        raise DataError(f"{len(frames)} held-out frames are too few to calibrate an ensemble; {LEAST_FRAMES} or more are needed")
     deviation = ensemble.deviation(frames).max_force_ev_a
     return from_values(deviation, largest_errors(ensemble, frames), wanted_error_ev_a)
 
@@ -85,11 +87,11 @@ def from_values(deviation: np.ndarray, error: np.ndarray, wanted_error_ev_a: flo
     # The largest deviation below which the frames' errors, taken together, still meet the wish; where even the least
     # uncertain frames do not, the mean relation is extrapolated downwards.
     running = np.sqrt(np.cumsum(error[order] ** 2) / np.arange(1, len(order) + 1))
-    met = np.flatnonzero(running[_LEAST_FRAMES // 2 - 1:] <= wanted_error_ev_a)
-    low = float(deviation[order][met[-1] + _LEAST_FRAMES // 2 - 1]) if len(met) else wanted_error_ev_a / max(scale, 1e-6)
+    met = np.flatnonzero(running[LEAST_FRAMES // 2 - 1:] <= wanted_error_ev_a)
+    low = float(deviation[order][met[-1] + LEAST_FRAMES // 2 - 1]) if len(met) else wanted_error_ev_a / max(scale, 1e-6)
     correlation = spearmanr(deviation, error).statistic if np.ptp(deviation) > 0 else 0.0
-    return Calibration(len(order), round(scale, 3), round(float(correlation), 3), round(low, 4),
-                       round(low * _HIGH_OVER_LOW, 4), bins)
+    high = max(low * _HIGH_OVER_LOW, float(deviation.max()))
+    return Calibration(len(order), round(scale, 3), round(float(correlation), 3), round(low, 4), round(high, 4), bins)
 
 
 def _rms(values: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 A dataset is a manifest object (JSON) that names Parquet parts; a new version shares the parts of its parent and adds one.
 The split is fixed once a composition group is in it: a group's frames, and with them all frames of a trajectory, stay on
-one side for ever.
+one side for ever. Only a dataset of a single composition is split frame by frame (:func:`assign_splits`).
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def assign_splits(sizes: dict[str, int], fixed: dict[str, str]) -> dict[str, str
         Group → ``train``, ``validation`` or ``test``. Elements are always trained on (they are the corners of the hull), and
         so is a group of more than 15 % of the frames.
         From three groups on, validation and test are not empty if there are compounds enough; with two, the second
-        validates; a single group is marked ``frames`` and split frame by frame.
+        validates. A single group is marked ``frames`` and split frame by frame: there is nothing else to hold out, and a
+        training without validation could not be judged at all. Its errors are those of interpolation, since frames of one
+        trajectory can be on both sides; ``hydroflow datasets show`` says so.
     """
     out = {g: s for g, s in fixed.items() if g in sizes}
     total = sum(sizes.values())

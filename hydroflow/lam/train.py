@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def train_specs(campaign: Campaign, dataset_digest: str, init_from: Sequence[str
         A dataset of :func:`hydroflow.lam.datasets.build_dataset`.
     init_from : sequence of str, optional
         Checkpoint digests of the last iteration's ensemble: member i starts from number i (or i modulo their number). Without
-        them from ``model.pretrained``, and without that from random weights.
+        them from ``model.pretrained`` (the branch ``model.pretrained_branch`` of a multi-task one), and without that from random
+        weights.
     iteration_seed : int
         Differs between iterations; every member's seed is drawn from it.
     store : Store, optional
@@ -66,32 +68,44 @@ def train_specs(campaign: Campaign, dataset_digest: str, init_from: Sequence[str
     Raises
     ------
     DataError
-        when the dataset is not in the records, or the pretrained checkpoint cannot be read.
+        as :func:`dataset_files`; when the pretrained checkpoint cannot be read or has no such branch.
     """
     model = campaign.model
-    dataset = Dataset.objects(digest=dataset_digest).first()
-    if dataset is None:
-        raise DataError(f"dataset {dataset_digest} is not in the records; `hydroflow datasets list` names those that are")
-    files = {"dataset.json": dataset_digest} | {f"part-{i:03d}.parquet": d for i, d in enumerate(dataset.parts)}
+    files = dataset_files(dataset_digest)
     starts: list[str] = list(init_from or [])
     start = "warm" if starts else "scratch"
     if not starts and model.pretrained is not None:
-        read_checkpoint(model.pretrained)
+        read_checkpoint(model.pretrained, model.pretrained_branch)
         objects = store.objects if store else open_objects(ServiceSettings.from_environment())
         starts, start = [objects.put_file(model.pretrained)], "pretrained"
     settings = model.model_dump(mode="json", include={
         "descriptor", "size", "cutoff_a", "type_map", "batch_size", "start_lr", "stop_lr"})
+    branch = {"branch": model.pretrained_branch} if start == "pretrained" and model.pretrained_branch else {}
     specs = []
     for i in range(model.ensemble):
         seed = int.from_bytes(hashlib.sha256(f"{iteration_seed}/{i}".encode()).digest()[:4], "big") % (2**31 - 1)
         steps = model.warm_steps if start == "warm" else model.steps
         specs.append(JobSpec(
             kind=Train.kind, engine=ENGINE, label=f"train {model.descriptor} {model.size} {i + 1}/{model.ensemble}",
-            inputs={"model": settings, "seed": seed, "steps": steps, "scratch_steps": model.steps, "start": start},
+            inputs={"model": settings, "seed": seed, "steps": steps, "scratch_steps": model.steps, "start": start, **branch},
             files=files | ({"start.pt": starts[i % len(starts)]} if starts else {}),
             resources=Resources(cores=model.cores, gpus=model.gpus, wall_time_s=model.wall_time_s),
         ))
     return specs
+
+
+def dataset_files(digest: str) -> dict[str, str]:
+    """Files of a job that reads a dataset with :func:`read_splits`: names and object digests.
+
+    Raises
+    ------
+    DataError
+        when the dataset is not in the records.
+    """
+    dataset = Dataset.objects(digest=digest).first()
+    if dataset is None:
+        raise DataError(f"dataset {digest} is not in the records; `hydroflow datasets list` names those that are")
+    return {"dataset.json": digest} | {f"part-{i:03d}.parquet": d for i, d in enumerate(dataset.parts)}
 
 
 def register_models(store: Store, campaign_name: str, jobs: Sequence[Job]) -> list[ModelRecord]:
@@ -112,8 +126,9 @@ def register_models(store: Store, campaign_name: str, jobs: Sequence[Job]) -> li
 
 
 class Train(PythonEngine):
-    """Trains one model. Result: ``metrics`` on the test split (validation where there is no test), on each split, the
-    ``learning_curve`` and the ``input``; kept files ``model.pt``, ``lcurve.out``, ``input.json``."""
+    """Trains one model. Result: ``metrics`` on the test split (validation where there is no test), on each split; ``before``, the
+    errors on the same frames of the model it started from (empty without one); the ``learning_curve`` and the ``input``; kept
+    files ``model.pt``, ``lcurve.out``, ``input.json``."""
 
     kind = "lam.train"
     output_names = ("model.pt", "lcurve.out", "input.json")
@@ -121,10 +136,12 @@ class Train(PythonEngine):
     def compute(self, inputs: Mapping[str, Any], adjustments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         model = Model.model_validate(inputs["model"])
         splits = read_splits(folder)
-        start = folder / "start.pt" if inputs["start"] != "scratch" else None
-        note = _check_start(start, model, splits["train"]) if start else None
+        start = _Start(folder / "start.pt", inputs.get("branch")) if inputs["start"] != "scratch" else None
+        note = start.check(model, splits["train"]) if start else None
         if note == "new elements":
             start, inputs = None, {**inputs, "start": "scratch", "steps": inputs["scratch_steps"]}
+        judged = "test" if len(splits["test"]) else "validation"
+        before = errors(start.model(), splits[judged]) if start else {}
         state = _State.load(folder)
         while True:
             try:
@@ -142,12 +159,13 @@ class Train(PythonEngine):
         _slim(folder / "model.pt.part", folder / "model.pt")
         trained = LamModel.load(folder / "model.pt", device="cpu")
         metrics = {s: errors(trained, splits[s]) for s in ("train", "validation", "test")}
-        held_out = metrics["test"] if metrics["test"]["frames"] else metrics["validation"]
+        held_out = metrics[judged]
         if not all(math.isfinite(held_out.get(k, 0.0)) for k in ("energy_mev_atom", "force_mev_a")):
             raise EngineFailure(FailureCode.training_diverged, "the trained model gives energies or forces that are not finite")
         begun = "scratch (the data have elements that the start was not trained on)" if note else inputs["start"]
         return {
-            "metrics": {**held_out, "splits": metrics}, "learning_curve": read_learning_curve(folder / "lcurve.out"),
+            "metrics": {**held_out, "splits": metrics}, "before": {k: v for k, v in before.items() if not k.startswith("per_")},
+            "learning_curve": read_learning_curve(folder / "lcurve.out"),
             "seed": inputs["seed"], "type_map": list(model.type_map), "start": begun,
             "rate_scale": state.rate_scale, "resumed": state.resumed, "input": json.loads((folder / "input.json").read_text()),
         }
@@ -183,30 +201,49 @@ class _State:
 
 
 def read_splits(folder: Path) -> dict[str, StructureArrays]:
-    """The dataset from a job's folder (``dataset.json`` and its parts)."""
+    """The dataset from a job's folder (:func:`dataset_files`): frames of ``train``, ``validation`` and ``test``."""
     manifest = parse_manifest((folder / "dataset.json").read_bytes())
     parts = [StructureArrays.from_parquet((folder / f"part-{i:03d}.parquet").read_bytes()) for i in range(len(manifest["parts"]))]
     return split_frames(manifest, StructureArrays.concatenate(parts))
 
 
-def _check_start(path: Path, model: Model, train: StructureArrays) -> str | None:
-    """``new elements`` when the data have elements that the checkpoint was not trained on.
+@dataclass(frozen=True)
+class _Start:
+    """The checkpoint that a training starts from, and which of its models where it holds several."""
 
-    Raises :class:`EngineFailure` for a checkpoint of another type map.
-    """
-    from ase.data import chemical_symbols
+    path: Path
+    branch: str | None
 
-    _, params = read_checkpoint(path)
-    elements = {chemical_symbols[int(z)] for z in np.unique(train.numbers)}
-    if params["type_map"] != list(model.type_map):
-        raise EngineFailure(
-            FailureCode.bad_input, f"the checkpoint to start from has the type map {' '.join(params['type_map'])}, the campaign "
-            f"{' '.join(model.type_map)}; set model.type_map to the checkpoint's, or start without it")
-    observed = params.get("info", {}).get("observed_type")
-    return "new elements" if observed is not None and not elements <= set(observed) else None
+    def params(self) -> dict[str, Any]:
+        return read_checkpoint(self.path, self.branch)[1]
+
+    def model(self) -> LamModel:
+        return LamModel.load(self.path, head=self.branch, device="cpu")
+
+    def check(self, model: Model, train: StructureArrays) -> str | None:
+        """``new elements`` when the data have elements that the checkpoint was not trained on.
+
+        Raises :class:`EngineFailure` for a checkpoint of another type map, or one whose model is not of energies.
+        """
+        from ase.data import chemical_symbols
+
+        try:
+            params = self.params()
+        except DataError as error:
+            raise EngineFailure(FailureCode.bad_input, f"the checkpoint to start from cannot be used: {error}") from error
+        if params.get("fitting_net", {}).get("type", "ener") != "ener":
+            raise EngineFailure(FailureCode.bad_input, f"the model {self.branch} of the checkpoint to start from does not give "
+                                "energies; name an energy model as model.pretrained_branch")
+        elements = {chemical_symbols[int(z)] for z in np.unique(train.numbers)}
+        if params["type_map"] != list(model.type_map):
+            raise EngineFailure(
+                FailureCode.bad_input, f"the checkpoint to start from has the type map {' '.join(params['type_map'])}, the "
+                f"campaign {' '.join(model.type_map)}; set model.type_map to the checkpoint's, or start without it")
+        observed = params.get("info", {}).get("observed_type")
+        return "new elements" if observed is not None and not elements <= set(observed) else None
 
 
-def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, StructureArrays], start: Path | None, kind: str,
+def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, StructureArrays], start: _Start | None, kind: str,
          state: _State, folder: Path) -> list[Path]:
     """Train to the end, from the last checkpoint where there is one; returns the checkpoints, oldest first."""
     scale = state.rate_scale * (_WARM_RATE if start is not None and kind == "warm" else 1.0)
@@ -219,7 +256,7 @@ def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, Structure
     config = training_input(model, relative[0], relative[1], inputs["steps"], inputs["seed"], scale)
     if start is not None:
         # The network is the parent's, whatever this version of hydroflow would choose.
-        config["model"] |= {k: read_checkpoint(start)[1][k] for k in ("descriptor", "fitting_net")}
+        config["model"] |= {k: start.params()[k] for k in ("descriptor", "fitting_net")}
     (folder / "input.json").write_text(json.dumps(config, indent=1))
     command = [sys.executable, "-m", "hydroflow.lam.backend", "--pt", "train", "input.json", "--skip-neighbor-stat"]
     found = checkpoints(folder)
@@ -228,7 +265,7 @@ def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, Structure
         state.resumed += 1
         state.save(folder)
     elif start is not None:
-        command += ["--finetune", start.name]
+        command += ["--finetune", start.path.name, *(["--model-branch", start.branch] if start.branch else [])]
     if not found or _step(found[-1]) < inputs["steps"]:
         _deepmd(command, folder)
     found = checkpoints(folder)

@@ -1,5 +1,8 @@
 """Exploration: relax random structures with the ensemble's first model and measure the force deviation of all models
 along every frame of every trajectory. One job covers a shard of structures at one pressure.
+
+What the deviation means is measured first, on the labelled frames that the models were not trained on
+(:mod:`hydroflow.lam.calibration`); on request the trust window is placed by it.
 """
 
 from __future__ import annotations
@@ -12,23 +15,29 @@ from typing import Any
 
 import numpy as np
 
+from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign, Relaxation
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
 from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.lam.calibration import LEAST_FRAMES, Calibration, calibrate
 from hydroflow.lam.ensemble import Ensemble
 from hydroflow.lam.relax import relax
+from hydroflow.lam.train import dataset_files, read_splits
 from hydroflow.learning.requests import draw_requests
 from hydroflow.structures import Failure, Request, generate
 
 CLASSES = ("accurate", "candidate", "unreliable", "unphysical")
 KEPT_CANDIDATES = 2000
 """Most candidate frames a job brings back; selection takes its pick among them."""
+CALIBRATION_FRAMES = 1000
+"""Most held-out frames that the deviation is compared with true errors on."""
 
 
 def explore_specs(
     campaign: Campaign,
     models: list[str],
+    dataset: str,
     stage: str,
     iteration: int,
     pressures_gpa: list[float],
@@ -42,10 +51,13 @@ def explore_specs(
     ----------
     models
         Object digests of the ensemble's checkpoints; the first relaxes, all are compared.
+    dataset
+        Digest of the dataset they were trained on; its held-out frames calibrate the deviation.
     engine
         Engine stamp of the models, e.g. ``deepmd-kit 3.2.0``.
     """
     specs = []
+    labelled = dataset_files(dataset)
     per_pressure = np.full(len(pressures_gpa), structures // len(pressures_gpa))
     per_pressure[: structures % len(pressures_gpa)] += 1
     for pressure, count in zip(pressures_gpa, per_pressure, strict=True):
@@ -63,9 +75,10 @@ def explore_specs(
                     "generator": campaign.generator.model_dump(mode="json"),
                     "relaxation": campaign.relaxation.model_dump(mode="json"),
                     "trust": [stage1.trust_low_ev_a, stage1.trust_high_ev_a],
+                    **({"trust_error_ev_a": stage1.trust_error_ev_a} if stage1.trust == "calibrated" else {}),
                 },
                 engine=engine,
-                files={f"model_{i}.pt": digest for i, digest in enumerate(models)},
+                files={f"model_{i}.pt": digest for i, digest in enumerate(models)} | labelled,
                 resources=Resources(
                     cores=campaign.model.cores, gpus=campaign.model.gpus, wall_time_s=campaign.model.wall_time_s
                 ),
@@ -116,7 +129,9 @@ class Explore(PythonEngine):
         relaxed_at = time.time()
 
         deviation = ensemble.deviation(frames)
-        low, high = inputs["trust"]
+        wanted = inputs.get("trust_error_ev_a")
+        calibration = calibrated(ensemble, folder, wanted or inputs["trust"][0])
+        low, high = (calibration.trust_low_ev_a, calibration.trust_high_ev_a) if wanted and calibration else inputs["trust"]
         labels = deviation.classify(low, high)
         frames.columns["max_deviation_ev_a"] = deviation.max_force_ev_a
         rng = np.random.default_rng(inputs["seed"])
@@ -135,6 +150,8 @@ class Explore(PythonEngine):
             "not_generated": [str(f) for f in impossible[:20]],
             "frames": len(frames),
             "classes": {c: int((labels == c).sum()) for c in CLASSES},
+            "trust": [low, high],
+            "calibration": calibration.measured() if calibration else None,
             "relaxed": {str(s): int(n) for s, n in zip(status, n_status, strict=True)},
             "deviation_percentiles_ev_a": {str(p): float(np.percentile(finite, p)) for p in (5, 25, 50, 75, 95)}
             if len(finite)
@@ -145,3 +162,17 @@ class Explore(PythonEngine):
                 "deviation": time.time() - relaxed_at,
             },
         }
+
+
+def calibrated(ensemble: Ensemble, folder: Path, wanted_error_ev_a: float) -> Calibration | None:
+    """Deviation against true error on held-out frames of the dataset in a job's folder; None where they are too few."""
+    if not (folder / "dataset.json").exists():
+        return None
+    splits = read_splits(folder)
+    held_out = StructureArrays.concatenate([splits["validation"], splits["test"]])
+    if len(held_out) < LEAST_FRAMES:
+        return None
+    if len(held_out) > CALIBRATION_FRAMES:
+        # The same for every pressure of an iteration: one window holds for all.
+        held_out = held_out[np.sort(np.random.default_rng(0).choice(len(held_out), CALIBRATION_FRAMES, replace=False))]
+    return calibrate(ensemble, held_out, wanted_error_ev_a)

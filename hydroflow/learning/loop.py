@@ -93,7 +93,14 @@ def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     campaign, stage1 = ctx.campaign, ctx.campaign.learning.stage1
     jobs = ctx.run(
         explore_specs(
-            campaign, list(learned.models), "stage1", index, campaign.pressure.explore_gpa, stage1.structures, ENGINE
+            campaign,
+            list(learned.models),
+            learned.dataset,
+            "stage1",
+            index,
+            campaign.pressure.explore_gpa,
+            stage1.structures,
+            ENGINE,
         ),
         f"stage 1, iteration {index}: explore",
     )
@@ -104,6 +111,7 @@ def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         "structures": sum(r["structures"] for r in results),
         "frames": sum(r["frames"] for r in results),
         **classes,
+        **uncertainty(results),
     }
     goal = {"name": "share of accurate frames", "value": share, "target": stage1.goal_accurate}
     if share >= stage1.goal_accurate:
@@ -133,7 +141,9 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     campaign, stage2 = ctx.campaign, ctx.campaign.learning.stage2
     pressure = campaign.pressure.campaign_gpa
     jobs = ctx.run(
-        explore_specs(campaign, list(learned.models), "stage2", index, [pressure], stage2.structures, ENGINE),
+        explore_specs(
+            campaign, list(learned.models), learned.dataset, "stage2", index, [pressure], stage2.structures, ENGINE
+        ),
         f"stage 2, iteration {index}: relax",
     )
     relaxed = StructureArrays.concatenate(output(ctx, j, "relaxed.parquet") for j in done(jobs, "relaxation"))
@@ -141,6 +151,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     explored: dict[str, Any] = {
         "structures": sum(j.result["structures"] for j in jobs if j.result),
         "converged": len(relaxed),
+        **uncertainty([j.result for j in jobs if j.result]),
     }
     if not len(relaxed):
         record(
@@ -163,17 +174,17 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     dft = frames.columns["energy_ev"] + pressure * GPA_A3_EV * frames.volumes
     error = np.abs(chosen[ok].columns["enthalpy_ev"] - dft) / frames.counts * 1000
     is_assessed = np.arange(len(chosen))[ok] < len(assessed)
-    before = {
+    fresh = {
         "enthalpy_mev_atom": float(error[is_assessed].mean()) if is_assessed.any() else None,
         "enthalpy_median_mev_atom": float(np.median(error[is_assessed])) if is_assessed.any() else None,
         "enthalpy_all_mev_atom": float(error.mean()) if len(error) else None,
     }
     goal = {
         "name": "mean |H_LAM - H_DFT|, meV/atom",
-        "value": before["enthalpy_mev_atom"],
+        "value": fresh["enthalpy_mev_atom"],
         "target": stage2.goal_enthalpy_mev,
     }
-    reached = before["enthalpy_mev_atom"] is not None and before["enthalpy_mev_atom"] <= stage2.goal_enthalpy_mev
+    reached = fresh["enthalpy_mev_atom"] is not None and fresh["enthalpy_mev_atom"] <= stage2.goal_enthalpy_mev
     # The new labels are trained on even when the goal is met: they are paid for, and the search gains from them.
     dataset = build_dataset(ctx.store, campaign.name, frames, learned.dataset)
     models, errors = train(ctx, dataset, learned.models, "stage2", index)
@@ -189,7 +200,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         held=held,
         dataset=dataset,
         models=list(models),
-        errors={**errors, **before},
+        errors={**errors, **fresh},
         reached=reached,
     )
     return Learned(dataset, models, reached)
@@ -279,8 +290,17 @@ def train(
     start: tuple[str, ...] | None,
     stage: str,
     index: int,
-) -> tuple[tuple[str, ...], dict[str, float]]:
-    """Train the ensemble on a dataset, from the previous models where there are some; digests and mean test errors."""
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Train the ensemble on a dataset, from the previous models where there are some.
+
+    Returns
+    -------
+    models
+        Digests.
+    errors
+        Their mean errors on the held-out frames and, under ``before``, those of the models they started from on the same
+        frames; without ``before`` where they started from random weights.
+    """
     seed = seed_of(ctx.campaign, stage, index, "train")
     specs = train_specs(ctx.campaign, dataset, list(start) if start else None, seed)
     jobs = done(ctx.run(specs, f"{stage}/{index}: train {len(specs)} models"), "training")
@@ -290,12 +310,26 @@ def train(
             "see `hydroflow jobs list --kind lam.train`"
         )
     models = register_models(ctx.store, ctx.campaign.name, jobs)
-    errors = {}
-    for key in ("energy_mev_atom", "force_mev_a", "virial_mev_atom"):
-        values = [m.metrics[key] for m in models if m.metrics.get(key) is not None]
-        if values:
-            errors[key] = float(np.mean(values))
+    errors: dict[str, Any] = _means([m.metrics for m in models])
+    if before := _means([j.result.get("before") or {} for j in jobs]):
+        errors["before"] = before
     return tuple(m.digest for m in models), errors
+
+
+def _means(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean over the ensemble of each error that the models have."""
+    out = {}
+    for key in ("energy_mev_atom", "force_mev_a", "virial_mev_atom"):
+        values = [m[key] for m in metrics if m.get(key) is not None]
+        if values:
+            out[key] = float(np.mean(values))
+    return out
+
+
+def uncertainty(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trust window of an exploration and what deviations meant on held-out frames; the same in all its jobs."""
+    first = next((r for r in results if r.get("trust")), {})
+    return {k: first[k] for k in ("trust", "calibration") if first.get(k)}
 
 
 def accurate_share(classes: dict[str, int]) -> float:

@@ -98,12 +98,16 @@ class TestVersions:
         assert all(groups)
         assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
-    def test_a_lone_composition_is_split_by_frame(self, store: Store) -> None:
+    def test_a_lone_composition_is_split_by_frame_until_others_join(self, store: Store) -> None:
+        """There is no group to hold out; without validation its training could not be judged at all."""
         frames = labelled()
         most = Counter(frames.formulas()).most_common(1)[0][0]
         one = frames[np.array(frames.formulas()) == most]
-        splits = load_dataset(store, build_dataset(store, "mgca", one))
+        lone = build_dataset(store, "mgca", one)
+        splits = load_dataset(store, lone)
         assert len(splits["train"]) > len(splits["validation"]) > 0
+        grown = read_manifest(store.objects, build_dataset(store, "mgca", frames, parent=lone))["splits"]
+        assert [g for g, s in grown.items() if s == "frames"] == [most] and set(grown.values()) > {"train", "frames"}
 
     def test_content_names_it_and_growth_shares_the_parts(self, store: Store) -> None:
         frames = labelled()
