@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import json
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +17,14 @@ import numpy as np
 import pytest
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import Labels
+from hydroflow.campaign import TYPE_MAP, Labels
 from hydroflow.dft.batch import label_specs, labelled_frames, relax_specs, relaxed_structures
 from hydroflow.dft.files import read_labels
 from hydroflow.dft.settings import label_settings
 from hydroflow.dft.vasp_input import incar, kpoints, poscar
 from hydroflow.dft.vasp_jobs import VaspLabel, VaspRelax
 from hydroflow.dft.vasp_output import diagnose, read_outcar, read_vasprun
+from hydroflow.dft.vasp_potcar import potcar_symbols
 from hydroflow.errors import DataError, EngineFailure, FailureCode, SettingsError
 from tests.dft.driver import FolderStore, Objects, attempt, run
 from tests.dft.xml_damage import verdicts
@@ -87,7 +91,9 @@ def test_inputs_read_back_by_pymatgen(settings, folder_store, tmp_path):
     tags = Incar.from_file(tmp_path / "INCAR")
     assert tags["ENCUT"] == 850 and tags["ISIF"] == 2 and tags["NSW"] == 0 and "PSTRESS" not in tags
     assert tags["EDIFF"] == pytest.approx(5e-7) and tags["LREAL"] is False and tags["LASPH"] is True
-    assert not tags.check_params() if hasattr(tags, "check_params") else True  # pymatgen knows every tag
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tags.check_params()  # pymatgen knows every tag and its kind of value
     found = Poscar.from_file(tmp_path / "POSCAR", check_for_potcar=False)
     assert found.site_symbols == ["Ca", "H", "Y"] and found.natoms == [1, 3, 1]
     potcar = (tmp_path / "POTCAR").read_text()
@@ -96,6 +102,33 @@ def test_inputs_read_back_by_pymatgen(settings, folder_store, tmp_path):
     # pymatgen's sets at the same KSPACING give the same subdivisions or, in its own rounding, one fewer
     expected = np.ceil(np.linalg.norm(found.structure.lattice.reciprocal_lattice.matrix, axis=1) / 0.188)
     assert mesh.style.name == "Gamma" and tuple(mesh.kpts[0]) == tuple(expected.astype(int))
+
+
+def test_inputs_beside_pymatgens_own_sets(settings):
+    """Where the sets of the Materials Project and ours differ, it is meant: cutoff, k mesh, smearing, no spin, nothing kept."""
+    from pymatgen.io.vasp.sets import MatPESStaticSet, MPRelaxSet
+
+    from hydroflow.dft import crystal
+
+    made, _ = poscar(crystal.to_json(mixed()))
+    static, relax = MatPESStaticSet(made.structure), MPRelaxSet(made.structure)
+    for ours, theirs, meant in (
+        (incar(settings, 5), static.incar, {"ENCUT", "ISMEAR", "SIGMA", "EDIFF", "NELM", "LCHARG", "LORBIT", "ISPIN"}),
+        (incar(settings, 5, relax_to_gpa=200.0), relax.incar,
+         {"ENCUT", "ISMEAR", "SIGMA", "EDIFF", "NELM", "LORBIT", "ISPIN", "NSW", "ALGO", "LREAL"}),
+    ):
+        differ = {tag for tag in set(ours) & set(theirs) if ours[tag] != theirs[tag]}
+        assert differ <= meant, differ - meant
+        assert set(theirs) - set(ours) <= {"KSPACING", "LAECHG", "LMIXTAU", "LMAXMIX", "MAGMOM"}
+        assert ours["ENCUT"] > theirs["ENCUT"] and ours["EDIFF"] < theirs["EDIFF"]
+    assert set(static.potcar_symbols) == {pseudo.file.removeprefix("POTCAR.") for pseudo in settings.pseudos.values()}
+
+
+def test_every_element_of_a_campaign_has_a_potential_in_vasps_releases():
+    table = json.loads(bz2.decompress((files("pymatgen.io.vasp") / "potcar-summary-stats.json.bz2").read_bytes()))
+    for release in ("PBE_54", "PBE_64"):
+        known = {entry["symbol"] for entries in table[release].values() for entry in entries}
+        assert {potcar_symbols().get(e, e) for e in TYPE_MAP} | set(potcar_symbols().values()) <= known
 
 
 def test_relaxation_has_pstress_and_its_single_point_has_not(settings):
