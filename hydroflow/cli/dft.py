@@ -56,6 +56,8 @@ def label(structures: Path, protocol: str, family: str, engine: str, program: st
     from hydroflow.dft.settings import label_settings
     from hydroflow.errors import DataError
 
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"--out {out}: there is no folder {out.parent}")
     batch = read_structures(structures)
     wanted = Labels(engine=engine, protocol=protocol, pseudos=family)
     name = "vasp_std" if engine == "vasp" else "pw.x"

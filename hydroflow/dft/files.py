@@ -27,7 +27,10 @@ def read_structures(path: Path) -> StructureArrays:
         when it cannot be read or a structure has no cell.
     """
     if path.suffix == ".parquet":
-        return StructureArrays.from_parquet(path.read_bytes())
+        try:
+            return StructureArrays.from_parquet(path.read_bytes())
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     from ase.io import read
 
     try:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import ase
 import pytest
+from ase.io import write
+from ase.spacegroup import crystal
 
 from hydroflow.cli import main as command_line
 from tests.dft.qe_cases import FOLDER
@@ -87,6 +89,22 @@ def test_compare_refuses_files_that_are_something_else(hydroflow, tmp_path):
 def test_compare_refuses_other_structures(hydroflow):
     code, _, error = hydroflow("dft", "compare", str(FOLDER / "ok_scf_cah6.out"), str(FOLDER / "ph_imaginary.out"))
     assert code == 2 and "not of the same structures" in error
+
+
+def test_label_refuses_before_anything_is_computed(hydroflow, monkeypatch, tmp_path):
+    monkeypatch.setenv("HYDROFLOW_QE_VERSION", "6.7")
+    write(tmp_path / "cah.cif", crystal(["Ca", "H"], [(0, 0, 0), (0.5, 0.5, 0.5)], spacegroup=221, cellpar=[2.2] * 3 + [90] * 3))
+    write(tmp_path / "close.cif", crystal(["Ca", "H"], [(0, 0, 0), (0.1, 0, 0)], cellpar=[3] * 3 + [90] * 3))
+    write(tmp_path / "lu.cif", crystal(["Lu"], [(0, 0, 0)], spacegroup=221, cellpar=[3] * 3 + [90] * 3))
+    for words, told in {
+        ("cah.cif", "--protocol", "quick"): "known: fast, paper, standard",
+        ("cah.cif", "--out", str(tmp_path / "none" / "a.parquet")): "no folder",
+        ("lu.cif",): "no PBE file for Lu", ("close.cif",): "none of the 1 structures has a label",
+    }.items():
+        code, out, error = hydroflow("dft", "label", str(tmp_path / words[0]), "--out", str(tmp_path / "a.parquet"), *words[1:])
+        assert code == 2 and told in error and len(error.strip().splitlines()) == 1
+        assert words[0] != "close.cif" or "atoms_too_close" in out
+    assert not (tmp_path / "a.parquet").exists()
 
 
 def test_pseudos(hydroflow, monkeypatch, tmp_path):
