@@ -189,7 +189,8 @@ def read_checkpoint(path: str | Path, head: str | None = None) -> tuple[dict[str
     if "model_dict" in params:
         heads = list(params["model_dict"])
         if head not in heads:
-            raise DataError(f"{path} holds the models {', '.join(heads)}; name one of them, not {head!r}")
+            instead = f", not {head!r}" if head else " (a campaign: model.pretrained_branch)"
+            raise DataError(f"{path} holds the models {', '.join(heads)}; name one of them{instead}")
         params = params["model_dict"][head]
     elif head not in (None, "Default"):
         raise DataError(f"{path} holds a single model, not one named {head!r}")

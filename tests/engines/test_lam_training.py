@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hydroflow.arrays import StructureArrays
+from hydroflow.campaign import Relaxation
 from hydroflow.dispatch.engine import engine_for
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.errors import EngineFailure, FailureCode
-from hydroflow.lam import LamModel
+from hydroflow.lam import LamModel, relax
 from hydroflow.lam.formats import write_training_systems
 from hydroflow.lam.inputs import descriptor_config, energy_fitting_config, energy_loss_config, learning_rate_config
 from hydroflow.lam.train import Train, checkpoints, read_learning_curve
@@ -149,3 +151,23 @@ class TestBranch:
         with pytest.raises(EngineFailure, match="metals, hydrides") as failure:
             Train().compute(inputs(2, start="pretrained") | {"branch": branch}, {}, folder)
         assert failure.value.code is FailureCode.bad_input
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("descriptor", ["dpa2", "dpa3"])
+def test_the_larger_descriptors_train_evaluate_and_relax(descriptor: str, tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"descriptor": descriptor, "start_lr": 1e-3, "batch_size": "auto:16"})
+    folder = job_folder(tmp_path / "job", labelled()[:60])
+    result = Train().compute(inputs(60, model=model), {}, folder)
+    loss = result["learning_curve"]["rmse_trn"]
+    assert np.mean(loss[-10:]) < 0.8 * np.mean(loss[:3])
+    lam = LamModel.load(folder / "model.pt", device="cpu")
+    one = labelled()[3]
+    step = np.zeros_like(one.fractional)
+    step[1, 0] = 1e-3
+    up, down = (lam.evaluate(StructureArrays(one.offsets, one.numbers, one.fractional + s * step, one.cells)).energy_ev[0]
+                for s in (1, -1))
+    along = lam.evaluate(one).forces_ev_a[1] @ one.cells[0][0]
+    assert (down - up) / 2e-3 == pytest.approx(along, abs=0.05 * max(1.0, abs(along)))
+    relaxed = relax(lam, labelled()[:4], 200.0, Relaxation(max_steps=3)).relaxed
+    assert np.isfinite(relaxed.columns["enthalpy_ev"]).all()

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from pydantic import ValidationError
 
-from hydroflow.campaign import Campaign
+from hydroflow.campaign import Campaign, Model
 from hydroflow.cli.lam import datasets, models
+from hydroflow.dispatch.job import JobSpec
 from hydroflow.errors import DataError, HydroflowError
 from hydroflow.lam.datasets import build_dataset
 from hydroflow.lam.formats import element_order, export_frames
@@ -19,6 +22,7 @@ from hydroflow.settings import ServiceSettings
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
 from tests.lam.labelled import frames as labelled
+from tests.lam.trained import STORED
 
 pytestmark = pytest.mark.service
 CAMPAIGN = Campaign.model_validate({"name": "mgca", "space": {"elements": ["Mg", "Ca"]}, "model": {
@@ -47,6 +51,24 @@ class TestSpecs:
         specs = train_specs(CAMPAIGN, dataset, parents, 5)
         assert [s.files["start.pt"] for s in specs] == [parents[0], parents[1], parents[0]]
         assert {s.inputs["steps"] for s in specs} == {40} and {s.inputs["start"] for s in specs} == {"warm"}
+
+    def test_a_pretrained_start_goes_into_the_store_and_its_branch_into_the_question(self, store: Store, tmp_path: Path) -> None:
+        params = {"model_dict": {"metals": {}, "hydrides": {}}}
+        torch.save({"model": {"_extra_state": {"model_params": params}}}, tmp_path / "m.pt")
+
+        def specs(**start: object) -> list[JobSpec]:
+            model = CAMPAIGN.model.model_copy(update=start)
+            return train_specs(CAMPAIGN.model_copy(update={"model": model}), dataset, None, 5, store)
+
+        dataset = build_dataset(store, "mgca", labelled())
+        found = specs(pretrained=tmp_path / "m.pt", pretrained_branch="hydrides")
+        assert {s.inputs["branch"] for s in found} == {"hydrides"} and {s.inputs["start"] for s in found} == {"pretrained"}
+        assert {store.objects.get(s.files["start.pt"]) for s in found} == {(tmp_path / "m.pt").read_bytes()}
+        with pytest.raises(DataError, match=r"metals, hydrides; name one of them .*pretrained_branch"):
+            specs(pretrained=tmp_path / "m.pt")
+        assert "branch" not in specs(pretrained=STORED)[0].inputs
+        with pytest.raises(ValidationError, match="set pretrained too"):
+            Model(pretrained_branch="hydrides")
 
     def test_a_dataset_that_is_not_there_is_named(self, store: Store) -> None:
         with pytest.raises(DataError, match="hydroflow datasets list"):
