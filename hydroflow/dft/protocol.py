@@ -45,6 +45,7 @@ class QeRelax(_Table):
     """Cutoffs, k-spacing and smearing are those of the labels: one level of theory for a data set and its hull."""
 
     force_threshold_ry_bohr: Positive
+    energy_threshold_ry_per_atom: Positive
     pressure_threshold_gpa: Positive
     max_ionic_steps: Steps
 

