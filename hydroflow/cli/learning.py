@@ -23,9 +23,9 @@ def show(campaign: str, as_json: bool) -> None:
     from hydroflow.store.documents import Iteration
     from hydroflow.store.runs import get_run
 
-    open_store()
-    name = get_run(campaign_name(campaign)).campaign
-    iterations = list(Iteration.objects(campaign=name).order_by("started"))
+    with open_store():
+        name = get_run(campaign_name(campaign)).campaign
+        iterations = list(Iteration.objects(campaign=name).order_by("started"))
     if as_json:
         click.echo(
             json.dumps(
