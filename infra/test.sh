@@ -36,6 +36,5 @@ ruff check .
 say "Running the tests"
 # Tests start services of their own; a user's data are not for them.
 unset HYDROFLOW_HOME HYDROFLOW_MONGODB_URI HYDROFLOW_S3_ENDPOINT_URL HYDROFLOW_S3_BUCKET PREFECT_API_URL
-# Many tests wait (for Slurm, for a killed process to be missed), so one more worker than cores keeps the cores busy; a file stays
-# with one worker, which starts the file's servers once.
-exec python -m pytest -m "not slow" -n "$(($(nproc) < 8 ? $(nproc) + 1 : 8))" --dist loadfile --no-loadscope-reorder "$@"
+# Many tests wait (for Slurm, for a killed process to be missed), so one more worker than cores keeps the cores busy.
+exec python -m pytest -m "not slow" -n "$(($(nproc) < 8 ? $(nproc) + 1 : 8))" --dist loadgroup --no-loadscope-reorder "$@"

@@ -18,8 +18,12 @@ pytest_plugins = ["tests.fixtures_store"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order, and what stays with one worker: a file, whose fixtures are made once; all tests on the two test clusters."""
     def rank(item: pytest.Item) -> int:
         folder = item.path.parent.name
         return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=rank)
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("clusters" if folder.name == "clusters" else f"{folder.name}/{item.path.stem}"))

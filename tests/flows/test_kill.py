@@ -21,7 +21,7 @@ from hydroflow.store import open_store
 from hydroflow.store.documents import Candidate, Iteration, Job, Run
 from hydroflow.store.services import down, prefect_api_url
 
-pytestmark = [pytest.mark.flow, pytest.mark.engine, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.flow, pytest.mark.engine, pytest.mark.timeout(2400)]
 
 HYDROFLOW = [sys.executable, "-c", "from hydroflow.cli.main import main; main()"]
 TINY = Path(__file__).parent / "tiny.toml"
@@ -125,7 +125,6 @@ def outcome() -> dict[str, object]:
 
 def test_killed_at_several_points_it_goes_on_and_ends_the_same(benches: Callable[[str], Bench]) -> None:
     killed, straight = benches("killed"), benches("straight")
-    store = open_store(killed.settings)
     points: list[tuple[str, Callable[[], bool], bool]] = [
         # when, condition, kill the agent too
         ("amid the bootstrap labels", lambda: count(kind="dft.label", state="done") >= 6, True),
@@ -134,35 +133,33 @@ def test_killed_at_several_points_it_goes_on_and_ends_the_same(benches: Callable
         ("in the search", lambda: count(kind="search.shard") >= 1, True),
         ("in the EPC chain", lambda: count(kind="epc.q", state__in=["running", "done"]) >= 1, True),
     ]
-    for when, condition, agent_too in points:
-        process = killed.start()
-        deadline = time.monotonic() + 300
-        while not condition():
-            assert process.poll() is None, f"ended before it could be killed {when}: {killed.log.read_text()[-2000:]}"
-            assert time.monotonic() < deadline, f"never came to be {when}: {killed.log.read_text()[-2000:]}"
-            time.sleep(0.2)
-        process.kill()
-        process.wait()
-        if agent_too:
-            kill_agent(killed)
-    assert killed.start().wait(timeout=600) == 0, killed.log.read_text()[-3000:]
-    shown = httpx.post(f"{prefect_api_url(killed.settings)}/artifacts/latest/filter", json={}).raise_for_status().json()
-    assert {"jobs-dft-label", "jobs-lam-train", "funnel", "learning"} <= {a["key"] for a in shown}
-    assert Run.objects.get(campaign="tiny").stage == "finished"
-    with_kills = outcome()
-    # A run that ended is recorded once: the engines themselves counted.
-    first_attempts = set(Job.objects(state="done", attempt=1).scalar("key"))
-    repeated = {line: n for line, n in killed.ended_runs().items() if n > 1 and line.split()[0] in first_attempts}
-    assert not repeated
-    assert with_kills["candidates"]
+    with open_store(killed.settings):
+        for when, condition, agent_too in points:
+            process = killed.start()
+            deadline = time.monotonic() + 900
+            while not condition():
+                assert process.poll() is None, f"ended before it could be killed {when}: {killed.log.read_text()[-2000:]}"
+                assert time.monotonic() < deadline, f"never came to be {when}: {killed.log.read_text()[-2000:]}"
+                time.sleep(0.2)
+            process.kill()
+            process.wait()
+            if agent_too:
+                kill_agent(killed)
+        assert killed.start().wait(timeout=600) == 0, killed.log.read_text()[-3000:]
+        shown = httpx.post(f"{prefect_api_url(killed.settings)}/artifacts/latest/filter", json={}).raise_for_status().json()
+        assert {"jobs-dft-label", "jobs-lam-train", "funnel", "learning"} <= {a["key"] for a in shown}
+        assert Run.objects.get(campaign="tiny").stage == "finished"
+        with_kills = outcome()
+        # A run that ended is recorded once: the engines themselves counted.
+        first_attempts = set(Job.objects(state="done", attempt=1).scalar("key"))
+        repeated = {line: n for line, n in killed.ended_runs().items() if n > 1 and line.split()[0] in first_attempts}
+        assert not repeated
+        assert with_kills["candidates"]
 
-    before = killed.ended_runs()
-    assert killed.start().wait(timeout=300) == 0
-    assert killed.ended_runs() == before, "a finished campaign run again computed something"
-    assert outcome() == with_kills
-    store.close()
-
-    store = open_store(straight.settings)
-    assert straight.start().wait(timeout=900) == 0, straight.log.read_text()[-3000:]
-    assert outcome() == with_kills
-    store.close()
+        before = killed.ended_runs()
+        assert killed.start().wait(timeout=300) == 0
+        assert killed.ended_runs() == before, "a finished campaign run again computed something"
+        assert outcome() == with_kills
+    with open_store(straight.settings):
+        assert straight.start().wait(timeout=900) == 0, straight.log.read_text()[-3000:]
+        assert outcome() == with_kills
