@@ -64,8 +64,8 @@ def number(value: float) -> str:
     """A tick label: no more digits than needed, thousands apart."""
     if value == 0:
         return "0"
-    if abs(value) >= 10_000:
-        return f"{value:,.0f}".replace(",", "\u2009")
+    if abs(value) >= 1_000:
+        return f"{value:,.0f}".replace(",", "\u2009").replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
 
 

@@ -38,7 +38,7 @@ def number(value: float | None, digits: int = 3, missing: str = "–") -> str:
     """Significant digits with a real minus sign."""
     if value is None:
         return missing
-    return f"{value:.{digits}g}".replace("-", "−") if abs(value) < 10_000 else count(value)
+    return f"{value:.{digits}g}".replace("-", "−") if abs(value) < 10**digits else count(value)
 
 
 def fixed(value: float | None, decimals: int = 1, missing: str = "–", scale: float = 1.0) -> str:
