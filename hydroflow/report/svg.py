@@ -50,7 +50,7 @@ class Scale:
                 found = [f * 10.0**e for e in range(first, last + 1) for f in factors]
                 found = [t for t in found if self.low <= t <= self.high]
                 if len(found) >= 3:
-                    return found[:: max(1, len(found) // 7)]
+                    return found[:: -(-len(found) // 8)]
             if len(found) >= 2:
                 return found
         raw = (self.high - self.low) / wanted
