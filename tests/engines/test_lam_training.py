@@ -103,30 +103,31 @@ class TestStart:
         assert failure.value.code is FailureCode.bad_input
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two energy models on one descriptor, a few real steps each."""
+    folder = tmp_path_factory.mktemp("multitask")
+    frames = labelled()
+    systems = [write_training_systems(frames[part], folder / name, MODEL.type_map, 8)
+               for name, part in (("metals", frames.counts < 9), ("hydrides", frames.counts >= 9))]
+    shared = {"type_map": "type_map", "descriptor": "descriptor"}
+    heads = {name: {**shared, "fitting_net": energy_fitting_config(MODEL, seed)} for seed, name in enumerate(HEADS)}
+    config = {
+        "model": {"shared_dict": {"type_map": MODEL.type_map, "descriptor": descriptor_config(MODEL, 1)},
+                  "model_dict": heads},
+        "learning_rate": learning_rate_config(MODEL, 20), "loss_dict": {name: energy_loss_config() for name in HEADS},
+        "training": {"model_prob": dict.fromkeys(HEADS, 0.5), "numb_steps": 20, "seed": 1, "save_ckpt": "model.ckpt",
+                     "data_dict": {name: {"training_data": {"systems": some, "batch_size": "auto:32"}}
+                                   for name, some in zip(HEADS, systems, strict=True)}},
+    }
+    (folder / "input.json").write_text(json.dumps(config))
+    subprocess.run([sys.executable, "-m", "hydroflow.lam.backend", "--pt", "train", "input.json", "--skip-neighbor-stat"],
+                   cwd=folder, check=True, capture_output=True)
+    return folder / "model.ckpt-20.pt"
+
+
 class TestBranch:
     """A start from one model of a multi-task checkpoint, as the published pretrained models are."""
-
-    @pytest.fixture(scope="class")
-    def pretrained(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Two energy models on one descriptor, a few real steps each."""
-        folder = tmp_path_factory.mktemp("multitask")
-        frames = labelled()
-        systems = [write_training_systems(frames[part], folder / name, MODEL.type_map, 8)
-                   for name, part in (("metals", frames.counts < 9), ("hydrides", frames.counts >= 9))]
-        shared = {"type_map": "type_map", "descriptor": "descriptor"}
-        heads = {name: {**shared, "fitting_net": energy_fitting_config(MODEL, seed)} for seed, name in enumerate(HEADS)}
-        config = {
-            "model": {"shared_dict": {"type_map": MODEL.type_map, "descriptor": descriptor_config(MODEL, 1)},
-                      "model_dict": heads},
-            "learning_rate": learning_rate_config(MODEL, 20), "loss_dict": {name: energy_loss_config() for name in HEADS},
-            "training": {"model_prob": dict.fromkeys(HEADS, 0.5), "numb_steps": 20, "seed": 1, "save_ckpt": "model.ckpt",
-                         "data_dict": {name: {"training_data": {"systems": some, "batch_size": "auto:32"}}
-                                       for name, some in zip(HEADS, systems, strict=True)}},
-        }
-        (folder / "input.json").write_text(json.dumps(config))
-        subprocess.run([sys.executable, "-m", "hydroflow.lam.backend", "--pt", "train", "input.json", "--skip-neighbor-stat"],
-                       cwd=folder, check=True, capture_output=True)
-        return folder / "model.ckpt-20.pt"
 
     def test_training_goes_on_from_the_branch(self, pretrained: Path, tmp_path: Path) -> None:
         folder = job_folder(tmp_path / "job", labelled())
