@@ -456,7 +456,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = Campaign
         for part in error["loc"][:-1]:
-            field = section.model_fields.get(part) if isinstance(section, type) else None
+            field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
             section = field.annotation if field else None
         known = f" (known keys: {', '.join(section.model_fields)})" if hasattr(section, "model_fields") else ""
         return f"{key}: unknown key{known}"

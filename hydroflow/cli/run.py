@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,7 +57,7 @@ def run(file: Path, no_agent: bool) -> None:
     close_abandoned(campaign.name)
     try:
         with marked_with_process():
-            counts = discovery(campaign)
+            counts: Any = discovery(campaign)  # a state of Prefect is raised, not returned
     except CancelledRun as told:
         click.echo(f"campaign {campaign.name} was cancelled in Prefect: its open jobs are cancelled; the same command goes on "
                    f"({told})", err=True)

@@ -176,7 +176,7 @@ def named(ids: np.ndarray, most: int = 10) -> str:
     return shown if len(ids) <= most else f"{shown} and {len(ids) - most} more"
 
 
-def _refuse(bad: np.ndarray, ids: np.ndarray, why: str) -> None:
+def _refuse(bad: np.ndarray | np.bool_, ids: np.ndarray, why: str) -> None:
     if bad.any():
         raise DataError(f"hull entries {named(ids[bad])}: {why}; take them out or mend them")
 
@@ -273,6 +273,6 @@ def _group(counts: np.ndarray, enthalpies: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 @compiled
-def _slot(key: int, size: int) -> int:
+def _slot(key: int, size: int) -> np.int64:
     """Start of the probe sequence: Fibonacci hashing, so that neighbouring compositions spread."""
     return ((key * np.int64(-7046029254386353131)) >> np.int64(20)) & (size - 1)

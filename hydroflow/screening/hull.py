@@ -222,7 +222,7 @@ def hulls_of(
         part = arrays[rows]
         counts = composition_matrix(part, elements)
         checked = entries(
-            elements, counts, h[rows], pressure_gpa if np.ndim(pressure_gpa) == 0 else pressure_gpa[rows],
+            elements, counts, h[rows], pressure_gpa if np.ndim(pressure_gpa) == 0 else np.asarray(pressure_gpa)[rows],
             level if np.ndim(level) == 0 else level[rows], part.columns.get("id"))
         if (counts == part.counts[:, None]).any(axis=0).all():
             out[frozenset(elements)] = build(checked)

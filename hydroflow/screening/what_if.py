@@ -106,7 +106,7 @@ def _table(store: Store, campaign: Campaign) -> _Table:
     return table
 
 
-def _value(document: Mapping[str, Any], field: str) -> float:
+def _value(document: Any, field: str) -> float:
     for key in field.split("."):
         document = document.get(key) if isinstance(document, Mapping) else None
     return np.nan if document is None else document
