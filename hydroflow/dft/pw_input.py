@@ -60,7 +60,8 @@ def pw_input(
     if calculation == "vc-relax":
         relax = values["relax"]
         data["control"] |= {"nstep": relax["max_ionic_steps"], "forc_conv_thr": relax["force_threshold_ry_bohr"],
-                            "etot_conv_thr": relax["energy_threshold_ry_per_atom"] * len(atoms)}
+                            # jobs submitted before protocols named it have none
+                            "etot_conv_thr": relax.get("energy_threshold_ry_per_atom", 1e-5) * len(atoms)}
         data["cell"] = {"press": pressure_gpa / KBAR_GPA, "press_conv_thr": relax["pressure_threshold_gpa"] / KBAR_GPA,
                         "cell_factor": 2.0}
         # The default first step (0.5 bohr) can halve the volume of a cell of one or two atoms that is tens of GPa off its

@@ -1,11 +1,13 @@
-"""One structure through pw.x and, by files, through a program that speaks VASP's, compared from the command line."""
+"""One structure through pw.x and, by files, through VASP or a program that speaks its files, compared from the command line."""
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 
+import ase
 import pytest
 from ase.io import write
 from click.testing import CliRunner
@@ -41,3 +43,13 @@ def test_label_and_compare(tmp_path, monkeypatch):
     found = json.loads(call("compare", qe, vasp, "--json"))
     assert found["frames"] == 1 and found["pressure_gpa"] > 10  # a pair repulsion is no H3S
     assert set(found["shifts_ev"]) == {"H", "S"}
+
+
+def test_a_real_run_of_vasp_beside_pw_x(tmp_path):
+    """NaCl of a vasprun.xml that VASP 6.3.2 wrote (PBE, 400 eV, 3×3×3 k-points; out of ASE's test data), labelled by pw.x."""
+    vasp = Path(str(files(ase))) / "test" / "testdata" / "vasp" / "vasprun_dfpt.xml"
+    call("label", vasp, "--protocol", "fast", "--out", tmp_path / "qe.parquet")
+    found = json.loads(call("compare", tmp_path / "qe.parquet", vasp, "--json"))
+    assert found["pressure_max_gpa"] < 0.5  # VASP has 3.61 GPa, pw.x 3.84
+    assert found["force_max_ev_a"] < 1e-3
+    assert found["shifts_ev"]["Na"] > 100  # other electrons in the core, another zero of energy
