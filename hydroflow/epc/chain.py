@@ -53,6 +53,7 @@ def scf_spec(
         "crystal": crystal.to_inputs(), "ecutwfc_ry": float(cutoffs["ecutwfc_ry"]), "ecutrho_ry": float(cutoffs["ecutrho_ry"]),
         "degauss_ry": settings.degauss_ry, "conv_thr_ry": settings.conv_thr_ry,
         "q_mesh": list(grid.q), "coarse": list(grid.coarse), "dense": list(grid.dense),
+        **({"tetrahedra": True} if settings.tetrahedra else {}),
     }, engine_version, {pseudo_name(s): pseudos[s] for s in kinds}, resources, label)
 
 
@@ -66,6 +67,7 @@ def q_specs(
         specs.append(JobSpec("epc.q", {
             "q": i, "q_cartesian": list(q), "q_mesh": list(grid.q), "coarse": list(grid.coarse), "tr2_ph": settings.tr2_ph,
             "alpha_mix": settings.alpha_mix, "sigma_first_ry": settings.sigma_first_ry, "sigma_count": settings.sigma_count,
+            **({"dense": list(grid.dense)} if settings.tetrahedra and any(q) else {}),
         }, engine_version, {SAVE: scf.outputs[SAVE]}, resources, f"{label} q {i}/{len(representations)}".strip(),
             priority=int(representations[i - 1])))
     return specs
@@ -80,6 +82,8 @@ def collect_spec(
     for i, job in enumerate(qs, start=1):
         files |= {f"x.dyn{i}": job.outputs["dyn"], f"couplings{i}": job.outputs["couplings"],
                   f"elph{i}.tar.gz": job.outputs[ELPH]}
+        if "tetrahedra" in job.outputs:
+            files[f"tetrahedra{i}"] = job.outputs["tetrahedra"]
     return JobSpec("epc.collect", {
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),

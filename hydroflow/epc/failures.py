@@ -34,9 +34,10 @@ _PATTERNS: list[tuple[str, FailureCode, str]] = [
      r"fatal error reading xml|PARTIAL_EL_PHON not found|"
      r"error opening .{0,60}(?:wfc|dvscf)|problems opening", FailureCode.missing_restart_data,
      "data that this step starts from are missing or damaged"),
-    # Every run of the chain is smeared. ph.x 6.7 that recovers from the saved bands of its q forgets their smearing and treats
-    # the metal as an insulator: it ends well, with wrong frequencies in every representation that was still to do.
-    (r"(?m)^\s*number of k points=\s*\d+[ \t]*$", FailureCode.missing_restart_data,
+    # Every run of the chain is smeared, or says that it uses tetrahedra. ph.x 6.7 that recovers from the saved bands of its q
+    # forgets their smearing and treats the metal as an insulator: it ends well, with wrong frequencies in every representation
+    # that was still to do.
+    (r"(?s)\A(?!.*\[opt_tetra\]).*?\n\s*number of k points=\s*\d+[ \t]*\n", FailureCode.missing_restart_data,
      "the bands it went on from had lost their smearing"),
     (r"some nodes have no k-points|too many processors|wrong number of pools|inconsistent number of sticks",
      FailureCode.parallel_limits, "too many processes for this size"),

@@ -18,6 +18,8 @@ from hydroflow.epc.protocols import Crystal
 
 PREFIX = "x"
 OUTDIR = "./out"
+TETRAHEDRA = "./tetrahedra"
+"""Where the ground state is described once more, for tetrahedra."""
 
 
 def namelist(name: str, values: Mapping[str, Any]) -> str:
@@ -46,30 +48,36 @@ def pseudo_name(symbol: str) -> str:
     return f"{symbol}.UPF"
 
 
-def pw_input(crystal: Crystal, values: Mapping[str, Any], *, dense: bool, adjustments: Mapping[str, Any]) -> str:
+def pw_input(crystal: Crystal, values: Mapping[str, Any], *, run: str, adjustments: Mapping[str, Any]) -> str:
     """Input of pw.x.
 
-    The dense run leaves the eigenvalues for the double delta (``la2F``), the coarse run what ph.x starts from; it takes
-    its first density from the dense run.
+    Parameters
+    ----------
+    run
+        ``dense`` leaves the eigenvalues for the double delta (``la2F``), ``coarse`` what ph.x starts from; it takes its first
+        density from the dense run. ``tetrahedra``, at the coarse run's density, only leaves a description of the ground state
+        that makes ph.x integrate by tetrahedra.
     """
     kinds = species(crystal)
+    smeared, coarse = run != "tetrahedra", run == "coarse"
     text = namelist("control", {
-        "calculation": "scf", "prefix": PREFIX, "outdir": OUTDIR, "pseudo_dir": "./", "disk_io": "low",
-        "tprnfor": None if dense else True, "tstress": None if dense else True})
+        "calculation": "scf" if smeared else "nscf", "prefix": PREFIX, "outdir": OUTDIR if smeared else TETRAHEDRA,
+        "pseudo_dir": "./", "disk_io": "low", "tprnfor": True if coarse else None, "tstress": True if coarse else None})
     text += namelist("system", {
         "ibrav": 0, "nat": len(crystal.numbers), "ntyp": len(kinds), "ecutwfc": float(values["ecutwfc_ry"]),
-        "ecutrho": float(values["ecutrho_ry"]), "occupations": "smearing", "smearing": "mp",
-        "degauss": float(values["degauss_ry"]), "la2F": True if dense else None})
+        "ecutrho": float(values["ecutrho_ry"]), "occupations": "smearing" if smeared else "tetrahedra_opt",
+        "smearing": "mp" if smeared else None, "degauss": float(values["degauss_ry"]) if smeared else None,
+        "la2F": True if run == "dense" else None})
     text += namelist("electrons", {
         "conv_thr": float(values["conv_thr_ry"]), "mixing_beta": adjustments.get("mixing_beta", 0.7),
         "electron_maxstep": adjustments.get("electron_maxstep", 100),
-        "diagonalization": adjustments.get("diagonalization"), "startingpot": None if dense else "file"})
+        "diagonalization": adjustments.get("diagonalization"), "startingpot": "file" if coarse else None})
     text += "ATOMIC_SPECIES\n" + "".join(f"{s} {atomic_masses[atomic_numbers[s]]:.4f} {pseudo_name(s)}\n" for s in kinds)
     text += "CELL_PARAMETERS angstrom\n" + "".join(f"{a:.10f} {b:.10f} {c:.10f}\n" for a, b, c in crystal.cell)
     text += "ATOMIC_POSITIONS crystal\n" + "".join(
         f"{chemical_symbols[z]} {x[0]:.10f} {x[1]:.10f} {x[2]:.10f}\n"
         for z, x in zip(crystal.numbers, crystal.fractional, strict=True))
-    return text + "K_POINTS automatic\n{} {} {} 0 0 0\n".format(*values["dense" if dense else "coarse"])
+    return text + "K_POINTS automatic\n{} {} {} 0 0 0\n".format(*values["dense" if run == "dense" else "coarse"])
 
 
 def q_list_input(q_mesh: Sequence[int]) -> str:
@@ -94,12 +102,19 @@ def phonon_input(
         "recover": True if recover else None})
 
 
-def coupling_input(values: Mapping[str, Any], *, max_seconds: int) -> str:
-    """ph.x for the couplings of one q, from the stored variations of the potential."""
+def coupling_input(values: Mapping[str, Any], *, max_seconds: int, tetrahedra: bool = False) -> str:
+    """ph.x for the couplings of one q, from the stored variations of the potential.
+
+    By Gaussians the matrix elements of the coarse mesh are interpolated onto the dense one; with `tetrahedra` they are computed
+    on the dense mesh.
+    """
+    how: dict[str, Any] = {"electron_phonon": "interpolated", "el_ph_sigma": values["sigma_first_ry"],
+                           "el_ph_nsigma": values["sigma_count"]}
+    if tetrahedra:
+        how = {"electron_phonon": "lambda_tetra", **{f"nk{i}": n for i, n in enumerate(values["dense"], start=1)}}
     return "couplings\n" + namelist("inputph", {
         **_ph_common(values["q_mesh"]), "start_q": values["q"], "last_q": values["q"], "max_seconds": max_seconds,
-        "tr2_ph": values["tr2_ph"], "trans": False, "electron_phonon": "interpolated",
-        "el_ph_sigma": values["sigma_first_ry"], "el_ph_nsigma": values["sigma_count"]})
+        "tr2_ph": values["tr2_ph"], "trans": False, **how})
 
 
 def _ph_common(q_mesh: Sequence[int]) -> dict[str, Any]:

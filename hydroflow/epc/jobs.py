@@ -51,6 +51,22 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ESPRESSO_PSEUDO=$PWD
 _SERIAL = "export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_pml=${OMPI_MCA_pml:-ob1}\n"
 
 
+# ph.x integrates by tetrahedra where the description of the ground state says so; the phonons need the smeared one.
+_TETRAHEDRAL_GROUND_STATE = f"""rm -rf tetrahedra out/tetrahedra.xml
+mkdir tetrahedra
+cp -r out/{PREFIX}.save tetrahedra
+rm -f tetrahedra/{PREFIX}.save/wfc*
+$PW -in tetrahedra.in > tetrahedra.out 2>&1
+cp tetrahedra/{PREFIX}.save/data-file-schema.xml out/tetrahedra.xml
+rm -rf tetrahedra
+"""
+_TETRAHEDRAL_COUPLINGS = f"""cp out/tetrahedra.xml out/{PREFIX}.save/data-file-schema.xml
+cp out/tetrahedra.xml out/{PREFIX}.xml
+$PH -in tetrahedra.in > tetrahedra.out 2>&1
+cp {PREFIX}.dyn{{q}}.elph.{{q}} tetrahedra.dat
+"""
+
+
 def _head(job: JobSpec) -> str:
     return _HEAD + (_SERIAL if job.resources.cores == 1 else "")
 
@@ -77,7 +93,8 @@ def _killed(failure: EngineFailure, attempt: int, most: int = 6) -> Recovery | N
 class EpcScf:
     """Dense and coarse ground state and the list of q points (kind ``epc.scf``).
 
-    Inputs: crystal, ecutwfc_ry, ecutrho_ry, degauss_ry, conv_thr_ry, q_mesh, coarse, dense. Files: one UPF per element.
+    Inputs: crystal, ecutwfc_ry, ecutrho_ry, degauss_ry, conv_thr_ry, q_mesh, coarse, dense, tetrahedra (where wanted). Files: one
+    UPF per element.
     """
 
     kind = "epc.scf"
@@ -85,8 +102,9 @@ class EpcScf:
 
     def prepare(self, job: JobSpec, adjustments: Mapping[str, Any], folder: Path) -> None:
         crystal = Crystal.from_inputs(job.inputs["crystal"])
-        for name, dense in (("dense.in", True), ("coarse.in", False)):
-            (folder / name).write_text(pw_input(crystal, job.inputs, dense=dense, adjustments=adjustments))
+        tetrahedra = job.inputs.get("tetrahedra", False)
+        for run in ("dense", "coarse", "tetrahedra") if tetrahedra else ("dense", "coarse"):
+            (folder / f"{run}.in").write_text(pw_input(crystal, job.inputs, run=run, adjustments=adjustments))
         (folder / "list.in").write_text(q_list_input(job.inputs["q_mesh"]))
         (folder / "run.sh").write_text(_head(job) + f"""
 if [ ! -e dense.done ]; then
@@ -99,10 +117,10 @@ if [ ! -e coarse.done ]; then
   $PW -in coarse.in > coarse.out 2>&1
   touch coarse.done
 fi
-rm -rf out/_ph0
+{_TETRAHEDRAL_GROUND_STATE if tetrahedra else ""}rm -rf out/_ph0
 $PH -in list.in > list.out 2>&1
 grep -cH "<NUMBER_OF_PERTURBATIONS>" out/_ph0/{PREFIX}.phsave/patterns.*.xml > representations.txt
-tar -cf - --exclude="{PREFIX}.wfc*" out/{PREFIX}.save out/{PREFIX}.a2Fsave out/{PREFIX}.xml | gzip -1 > {SAVE}.part
+tar -cf - --exclude="{PREFIX}.wfc*" --exclude=_ph0 out | gzip -1 > {SAVE}.part
 cp out/{PREFIX}.a2Fsave dense.eigenvalues
 mv {SAVE}.part {SAVE}
 """)
@@ -115,7 +133,7 @@ mv {SAVE}.part {SAVE}
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
         code = _exit_code(folder)
-        for name in ("dense.out", "coarse.out"):
+        for name in ("dense.out", "coarse.out") + (("tetrahedra.out",) if job.inputs.get("tetrahedra") else ()):
             failures.judge(folder / name, "PWSCF", code)
         if not (folder / f"{PREFIX}.dyn0").exists():
             failures.judge(folder / "list.out", "PHONON", code)
@@ -155,7 +173,8 @@ mv {SAVE}.part {SAVE}
 class EpcQ:
     """Phonons and couplings of one irreducible q (kind ``epc.q``).
 
-    Inputs: q (1-based), q_cartesian, q_mesh, coarse, tr2_ph, alpha_mix, sigma_first_ry, sigma_count. Files: the scf's package.
+    Inputs: q (1-based), q_cartesian, q_mesh, coarse, tr2_ph, alpha_mix, sigma_first_ry, sigma_count; dense where tetrahedra are
+    wanted too. Files: the scf's package.
     """
 
     kind = "epc.q"
@@ -167,6 +186,8 @@ class EpcQ:
             (folder / name).write_text(
                 phonon_input(job.inputs, max_seconds=seconds, adjustments=adjustments, recover=recover))
         (folder / "couplings.in").write_text(coupling_input(job.inputs, max_seconds=seconds))
+        if "dense" in job.inputs:
+            (folder / "tetrahedra.in").write_text(coupling_input(job.inputs, max_seconds=seconds, tetrahedra=True))
         q = job.inputs["q"]
         (folder / "run.sh").write_text(_head(job) + f"""
 [ -e unpacked ] || {{ tar -xzf {SAVE}; touch unpacked; }}
@@ -183,18 +204,21 @@ if [ ! -e phonons.done ]; then
   $PH -in $input > phonons.out 2>&1
   touch phonons.done
 fi
-rm -rf elph_dir
-$PH -in couplings.in > couplings.out 2>&1
-cp elph_dir/elph.inp_lambda.{q} couplings.dat
-tar -cf - elph_dir | gzip -1 > {ELPH}.part
-mv {ELPH}.part {ELPH}
-""")
+if [ ! -e {ELPH} ]; then
+  rm -rf elph_dir
+  $PH -in couplings.in > couplings.out 2>&1
+  cp elph_dir/elph.inp_lambda.{q} couplings.dat
+  tar -cf - elph_dir | gzip -1 > {ELPH}.part
+  mv {ELPH}.part {ELPH}
+fi
+""" + (_TETRAHEDRAL_COUPLINGS.format(q=q) if "dense" in job.inputs else ""))
 
     def command(self, job: JobSpec, adjustments: Mapping[str, Any], executables: Mapping[str, str]) -> str:
         return f"PH='{executables['ph.x']}{_pools(job, adjustments)}' sh run.sh"
 
     def outputs(self, job: JobSpec) -> tuple[str, ...]:
-        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH)
+        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH,
+                *(("tetrahedra.out", "tetrahedra.dat") if "dense" in job.inputs else ()))
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
         code, q = _exit_code(folder), job.inputs["q"]
@@ -216,11 +240,16 @@ mv {ELPH}.part {ELPH}
             raise EngineFailure(FailureCode.corrupted_output, "NaN or overflow among frequencies or linewidths")
         if not (folder / ELPH).exists():
             raise EngineFailure(FailureCode.missing_output, "the couplings were not packed: the job ended early")
-        parts = [failures.timings(folder / n) for n in ("phonons.out", "couplings.out")]
+        keep = {"dyn": folder / f"{PREFIX}.dyn{q}", "couplings": folder / "couplings.dat", ELPH: folder / ELPH,
+                "phonons.out": folder / "phonons.out", "couplings.out": folder / "couplings.out"}
+        if "dense" in job.inputs:
+            failures.judge(folder / "tetrahedra.out", "PHONON", code)
+            read_couplings(folder / "tetrahedra.dat")
+            keep |= {"tetrahedra": folder / "tetrahedra.dat", "tetrahedra.out": folder / "tetrahedra.out"}
+        parts = [failures.timings(path) for name, path in keep.items() if name.endswith(".out")]
         return Collected({
             "q": q, "star": dynamical.star, "frequencies_thz": dynamical.frequencies_thz.round(5).tolist(), **_times(parts),
-        }, {"dyn": folder / f"{PREFIX}.dyn{q}", "couplings": folder / "couplings.dat", ELPH: folder / ELPH,
-            "phonons.out": folder / "phonons.out", "couplings.out": folder / "couplings.out"})
+        }, keep)
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
         if failure.code is FailureCode.phonon_not_converged and attempt <= 3:
@@ -244,7 +273,7 @@ class EpcCollect:
     """All q points together: interpolation, α²F, λ(σ), Tc and the verdict (kind ``epc.collect``).
 
     Inputs: crystal, protocol (settings), q_mesh, coarse, n_q, mu_stars, hydrogen_dos_share. Files: ``x.dyn0``, and per q
-    ``x.dyn<q>``, ``couplings<q>`` and ``elph<q>.tar.gz``.
+    ``x.dyn<q>``, ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q but Γ.
     """
 
     kind = "epc.collect"
@@ -274,8 +303,9 @@ class EpcCollect:
                 f"{PREFIX}.dyn*", "couplings*")
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
+        note = _interpolation_failure(job, folder)
         try:
-            result, spectra = summarise(job.inputs, folder)
+            result, spectra = summarise(job.inputs, folder, note)
         except DataError as error:
             raise EngineFailure(FailureCode.unphysical_result, str(error)) from error
         (folder / "spectra.json").write_text(json.dumps(spectra))
@@ -284,13 +314,32 @@ class EpcCollect:
         return Collected(result, keep)
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
-        if failure.code in (FailureCode.killed, FailureCode.walltime, FailureCode.truncated_output) and attempt <= 2:
-            return Recovery("repeated")
+        if failure.code in (FailureCode.killed, FailureCode.truncated_output) and attempt <= 2:
+            return Recovery("repeated from the files of the finished q")
         return None
 
 
 def _interpolates(mesh: list[int]) -> bool:
     return min(mesh) > 1
+
+
+def _interpolation_failure(job: JobSpec, folder: Path) -> str:
+    """Why α²F was not interpolated, in words; empty where it was. λ summed over the mesh stands without it, so only what a
+    repetition mends is raised."""
+    if not _interpolates(job.inputs["q_mesh"]):
+        return "the q mesh is too small to interpolate"
+    outputs = {"q2r.out": "Q2R", "matdyn.out": "MATDYN"} | (
+        {"path.out": "MATDYN"} if job.inputs["protocol"]["q_path_points"] else {})
+    for name, program in outputs.items():
+        try:
+            failures.judge(folder / name, program, _exit_code(folder))
+        except EngineFailure as failure:
+            if failure.code in (FailureCode.killed, FailureCode.out_of_memory, FailureCode.disk_full,
+                                FailureCode.executable_missing):
+                raise
+            # without its path only a figure is missing
+            return "" if name == "path.out" else str(failure)
+    return ""
 
 
 def _numbered(path: Path) -> list[str]:

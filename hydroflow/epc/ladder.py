@@ -95,7 +95,7 @@ def load_ladder(path: Path) -> Ladder:
         if unknown or "name" not in rung:
             raise SettingsError(f"{path}: a rung needs a name and may change {', '.join(sorted(changeable - {'name'}))}"
                                 + (f", not {', '.join(sorted(unknown))}" if unknown else ""))
-        wrong = [k for k, v in rung.items() if k not in ("name", "q_path_points")
+        wrong = [k for k, v in rung.items() if k not in ("name", "q_path_points", "tetrahedra")
                  and not (isinstance(v, int | float) and not isinstance(v, bool) and v > 0)]
         if wrong:
             raise SettingsError(f"{path}: rung {rung['name']}: {wrong[0]} = {rung[wrong[0]]!r} is not a number above zero")

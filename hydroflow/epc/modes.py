@@ -28,7 +28,7 @@ class ModeCouplings:
     Attributes
     ----------
     q : (Q, 3) q points, Cartesian, 2π/alat.
-    weights : (Q,) stars, summing to the number of points of the full mesh.
+    weights : (Q,) stars, summing to the number of points of the full mesh; zero for Γ with tetrahedra.
     frequencies_thz : (Q, M), negative where imaginary.
     acoustic_gamma : (Q, M) bool, the three acoustic modes at Γ.
     sigma_ry, dos : (s,) broadenings and N(E_F) in states/spin/Ry/cell.
@@ -110,11 +110,15 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
     if dos[narrow].max() < INSULATOR_DOS * len(first.symbols):
         raise EngineFailure(FailureCode.no_fermi_surface, f"N(E_F) = {dos[narrow].max():.3g} states/spin/Ry/cell: "
                             "an insulator has no electron-phonon coupling at a Fermi surface")
+    at_gamma = np.array([np.abs(c.q).max() < 1e-6 for c in couplings])
+    if settings.sigma_ry[0] == 0 and not at_gamma.all():
+        # δ(E_k)δ(E_k+q) is singular at q = 0 without a broadening, and ph.x writes zeros: the other q stand for Γ too
+        weights[at_gamma] = 0.0
     frequencies = np.array([c.frequencies_k for c in couplings]) / K_PER_THZ
     acoustic = np.zeros(frequencies.shape, bool)
-    for i, c in enumerate(couplings):
-        if np.abs(c.q).max() < 1e-6:
-            acoustic[i, np.argsort(np.abs(c.omega2_ry2))[:3]] = True
+    for row, c, gamma in zip(acoustic, couplings, at_gamma, strict=True):
+        if gamma:
+            row[np.argsort(np.abs(c.omega2_ry2))[:3]] = True
     lambdas = np.stack([c.precise_lambdas() for c in couplings], axis=1)
     return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, settings.sigma_ry, dos, lambdas)
 

@@ -54,12 +54,14 @@ def spectral_function(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> 
     if spectra["interpolated"]:
         table = spectra["interpolated"][i]
         left.plot(table["frequency_thz"], table["a2f"], color="#1f3b5c", lw=1.0, label="interpolated in q")
+    if tetrahedra := spectra.get("tetrahedra"):
+        left.plot(tetrahedra["frequency_thz"], tetrahedra["a2f"][0], color="#c98a1b", lw=1.0, label="sum, by tetrahedra")
     left.set(xlabel="frequency (THz)", ylabel="α²F", xlim=(0, w[-1]), ylim=(0, None))
     right = left.twinx()
     right.plot(w, spectra["lambda"][i], color="#b5403a", lw=1.5, label="λ(ω) of the sum")
     right.set_ylabel("λ(ω)", color="#b5403a")
     right.set_ylim(0, None)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4, fontsize=8)
     left.set_title(f"λ = {result['lambda']:.2f}, ω_log = {result['omega_log_k']:.0f} K at σ = {result['sigma_ry']:g} Ry",
                    fontsize=10)
     return figure
@@ -74,6 +76,8 @@ def tc_against_broadening(result: Mapping[str, Any]) -> Figure:
     top.plot(sigma, [r["lambda"] for r in rows], "o-", ms=4, color="#1f3b5c", label="sum over the q mesh")
     if all("lambda_interpolated" in r for r in rows):
         top.plot(sigma, [r["lambda_interpolated"] for r in rows], "s--", ms=3, color="#7a8ea3", label="interpolated in q")
+    if "tetrahedra" in result:
+        top.axhline(result["tetrahedra"]["lambda"], color="#c98a1b", lw=1.0, label="tetrahedra, without Γ")
     top.set_ylabel("λ")
     top.legend(frameon=False)
     for method, colour, name in (("allen_dynes", "#b5403a", "Allen–Dynes"), ("eliashberg", "#3b7d4f", "Eliashberg")):

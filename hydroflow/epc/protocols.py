@@ -42,6 +42,7 @@ class Protocol:
     sigma_first_ry: float
     sigma_count: int
     q_path_points: int
+    tetrahedra: bool
 
     @property
     def sigmas_ry(self) -> list[float]:
@@ -49,8 +50,8 @@ class Protocol:
         return [round(self.sigma_first_ry * (i + 1), 6) for i in range(self.sigma_count)]
 
     def settings(self) -> dict[str, Any]:
-        """What goes into a job's key: everything but the description."""
-        return {k: v for k, v in asdict(self).items() if k != "description"}
+        """What goes into a job's key: everything but the description, and tetrahedra only where they are wanted."""
+        return {k: v for k, v in asdict(self).items() if k != "description" and (k, v) != ("tetrahedra", False)}
 
 
 @lru_cache(maxsize=1)

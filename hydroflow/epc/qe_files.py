@@ -66,13 +66,14 @@ class Dynamical:
 
 @dataclass(frozen=True)
 class Couplings:
-    """One ``elph.inp_lambda.<iq>`` (or ``x.dyn<iq>.elph.<iq>``) file.
+    """One ``elph.inp_lambda.<iq>`` (or ``x.dyn<iq>.elph.<iq>``, or one of ph.x's ``lambda_tetra``) file.
 
     Attributes
     ----------
     q : (3,) Cartesian, 2π/alat.
     omega2_ry2 : (3N,) squared frequencies in Ry², negative where imaginary.
-    sigma_ry, dos, fermi_ev : (s,) broadening, N(E_F) in states/spin/Ry/cell, Fermi energy.
+    sigma_ry, dos, fermi_ev : (s,) broadening, N(E_F) in states/spin/Ry/cell, Fermi energy. One broadening of zero where the
+        double delta was integrated by tetrahedra.
     lambdas : (s, 3N) λ_qν.
     gamma_ghz : (s, 3N) linewidths.
     """
@@ -194,8 +195,11 @@ def read_couplings(path: Path) -> Couplings:
         ``truncated_output`` when a broadening or a mode is missing.
     """
     text = _text(path)
-    sections = text.split("Gaussian Broadening:")
+    tetrahedra = "Tetrahedron method" in text
+    sections = text.split("Tetrahedron method" if tetrahedra else "Gaussian Broadening:")
     head = numbers(sections[0])
+    if tetrahedra:
+        head.insert(3, 1.0)  # no number of broadenings there
     if len(head) < 5:
         raise _truncated(path, "no header")
     n_sigma, modes = int(head[3]), int(head[4])
@@ -207,8 +211,7 @@ def read_couplings(path: Path) -> Couplings:
     sigma, dos, fermi = np.zeros(n_sigma), np.zeros(n_sigma), np.zeros(n_sigma)
     lambdas, gamma = np.zeros((n_sigma, modes)), np.zeros((n_sigma, modes))
     for i, section in enumerate(sections[1:]):
-        lines = section.splitlines()
-        sigma[i] = numbers(lines[0])[0]
+        sigma[i] = 0.0 if tetrahedra else numbers(section.splitlines()[0])[0]
         levels = re.search(r"DOS\s*=(.*?)states.*?Ef\s*=(.*?)eV", section, re.DOTALL)
         rows = re.findall(r"lambda\(\s*\d+\)\s*=(.*?)gamma\s*=(.*?)GHz", section)
         if levels is None or len(rows) != modes:

@@ -1,8 +1,8 @@
 """α²F files of several codes, told apart by their content.
 
-Known: matdyn.x (``a2F.dos*``, also old records over several lines), lambda.x (``alpha2F.dat``), EPW (``prefix.a2f``), Elk
-(``ALPHA2F.OUT``), ABINIT (``*_A2FW``), two-column text with a unit, and a folder of ph.x couplings. λ of each follows from
-λ = 2∫α²F/ω dω, which all of them share.
+Known: matdyn.x (``a2F.dos*``, also old records over several lines), lambda.x (``alpha2F.dat``), alpha2f.x (``prefix.a2F.dat``),
+EPW (``prefix.a2f``), Elk (``ALPHA2F.OUT``), ABINIT (``*_A2FW``), two-column text with a unit, and a folder of ph.x couplings. λ
+of each follows from λ = 2∫α²F/ω dω, which all of them share.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def _folder(path: Path) -> A2FFile:
     if modes.acoustic_thz.size:
         worst = modes.acoustic_thz[np.argmax(np.abs(modes.acoustic_thz))]
         warnings.append(f"acoustic modes at Gamma left out (before the sum rule: up to {worst:.2f} THz)")
+    if modes.sigma_ry[0] == 0:
+        warnings.append("tetrahedra give no lambda at Gamma (the double delta is singular there): the other q stand for it too")
     spectra = [Spectrum(modes.coupling(i), float(s), float(modes.dos[i])) for i, s in enumerate(modes.sigma_ry)]
     return A2FFile("ph.x couplings", "Ry", spectra, warnings)
 
@@ -143,6 +145,8 @@ def _table(path: Path, text: str) -> tuple[str, str | None, np.ndarray, list[flo
         columns = rows[:, :1 + n]
         _compare(columns, numbers(lines[end + 1]), warnings)
         return "EPW a2f", "meV", columns, None, warnings
+    if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
+        return "alpha2f.x a2F.dat", "Ry", _rows(path, _data(text))[:, :2], None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
         return "ABINIT A2FW", "Ha", _rows(path, _data(text))[:, :2], None, warnings
     if re.match(r"\s*#\s*degauss\s+lambda", head):

@@ -29,7 +29,9 @@ SMEARING_THZ = 0.5
 """Standard deviation with which the modes of the q sum are drawn as a continuous α²F; λ does not depend on it."""
 
 
-def summarise(inputs: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def summarise(
+    inputs: Mapping[str, Any], folder: Path, interpolation_note: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The result of a chain and its spectra, from the files of all q points in `folder`.
 
     Parameters
@@ -38,11 +40,14 @@ def summarise(inputs: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
         Inputs of the ``epc.collect`` job.
     folder
         With ``x.dyn0``, ``x.dyn<q>``, ``couplings<q>`` and, where the mesh was interpolated, ``a2F.dos<i>``.
+    interpolation_note
+        Why there is no ``a2F.dos<i>``, where that is known.
 
     Returns
     -------
     result
-        lambda, omega_log_k, omega2_k, tc_k, broadenings, plateau, checks, usable and what they rest on.
+        lambda, omega_log_k, omega2_k, tc_k, broadenings, plateau, checks, usable and what they rest on; ``tetrahedra`` with a
+        row like those of the broadenings where the double delta was also integrated without one.
     spectra
         α²F and λ(ω) per broadening on one grid, modes and frequencies: for plots.
 
@@ -58,7 +63,7 @@ def summarise(inputs: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
         raise EngineFailure(FailureCode.unphysical_result, "no mode couples at any broadening: only acoustic modes at Gamma, "
                             "or a k mesh too coarse for these broadenings")
     rows = _rows(modes, couplings, inputs["mu_stars"])
-    interpolated, interpolation_note = _interpolated(folder, len(rows))
+    interpolated, interpolation_note = _interpolated(folder, len(rows), interpolation_note)
     for row, spectrum in zip(rows, interpolated, strict=False):
         row["lambda_interpolated"] = _round(spectrum.coupling.lambda_, 5)
         row["omega_log_interpolated_k"] = _round(spectrum.coupling.omega_log_k, 3)
@@ -85,7 +90,11 @@ def summarise(inputs: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], 
         "limitations": list(LIMITATIONS),
         "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
     }
-    return result, {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
+    spectra = {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
+    if (tetrahedra := _tetrahedra(inputs, folder)) is not None:
+        result["tetrahedra"] = _rows(tetrahedra, [tetrahedra.coupling(0)], inputs["mu_stars"])[0]
+        spectra["tetrahedra"] = _spectra(tetrahedra, [tetrahedra.coupling(0)], [])
+    return result, spectra
 
 
 def _read(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings:
@@ -96,6 +105,15 @@ def _read(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings:
     dynamicals = [read_dynamical(folder / f"x.dyn{q}") for q in range(1, n + 1)]
     couplings = [read_couplings(folder / f"couplings{q}") for q in range(1, n + 1)]
     return combine(couplings, dynamicals, int(np.prod(listed.grid)))
+
+
+def _tetrahedra(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings | None:
+    """The couplings without a broadening, of all q but Γ; None where they were not computed."""
+    there = [q for q in range(1, int(inputs["n_q"]) + 1) if (folder / f"tetrahedra{q}").exists()]
+    if not there:
+        return None
+    return combine([read_couplings(folder / f"tetrahedra{q}") for q in there],
+                   [read_dynamical(folder / f"x.dyn{q}") for q in there])
 
 
 def _coupling(modes: ModeCouplings, i: int) -> Coupling | None:
@@ -125,10 +143,10 @@ def _rows(modes: ModeCouplings, couplings: list[Coupling | None], mu_stars: list
     return rows
 
 
-def _interpolated(folder: Path, n: int) -> tuple[list[Spectrum], str]:
+def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum], str]:
     """α²F that matdyn.x interpolated, one per broadening; empty with the reason where there is none."""
-    if not (folder / "a2F.dos1").exists():
-        return [], "the q mesh is too small to interpolate"
+    if note or not (folder / "a2F.dos1").exists():
+        return [], note or "there is no a2F.dos1"
     try:
         return [read_a2f(folder / f"a2F.dos{i}").spectra[0] for i in range(1, n + 1)], ""
     except HydroflowError as error:

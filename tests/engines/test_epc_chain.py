@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -87,14 +88,19 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     assert {j.key: (j.attempt, j.finished) for j in Job.objects} == attempts
 
 
-def test_a_missing_pseudopotential_fails_one_crystal_only(store, agent):
+def test_a_missing_pseudopotential_fails_one_crystal_only_and_the_other_gets_tetrahedra_too(store, agent):
     agent()
-    settings = replace(protocol("plumbing"), k_spacing=3.0)
+    settings = replace(protocol("plumbing"), k_spacing=3.0, tetrahedra=True)
     batch = structures(Al=bulk("Al"), Cu=bulk("Cu"))
     aluminium, copper = run_chain(Ledger(store), store, batch, pseudos(store.objects, "Al"), CUTOFFS, ENGINE, settings, [0.1],
                                   "one")
     assert copper["failure"]["step"] == "scf" and "Cu" in copper["failure"]["message"]
     assert aluminium["status"] == "done", aluminium["failure"]
+    tetrahedra = aluminium["tetrahedra"]
+    assert tetrahedra["sigma_ry"] == 0 and tetrahedra["lambda"] > 0 and tetrahedra["tc_k"]["0.10"]["allen_dynes"] >= 0
+    spectra = json.loads(store.objects.get(aluminium["spectra"]))["tetrahedra"]
+    # without Γ
+    assert spectra["weights"] == [4, 3] and spectra["lambda"][0][-1] == pytest.approx(tetrahedra["lambda"], rel=1e-4)
     with pytest.raises(SettingsError, match="object store"):
         run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, CUTOFFS, ENGINE, settings, [0.1], "one")
 
@@ -104,7 +110,6 @@ import sys
 from dataclasses import replace
 from ase.build import bulk
 from hydroflow.dispatch.ledger import Ledger
-from hydroflow.epc import plots
 from hydroflow.epc.chain import run_chain
 from hydroflow.epc.protocols import protocol
 from hydroflow.store import open_store
@@ -116,8 +121,9 @@ print(result["status"], result["lambda"], flush=True)
 """
 
 
-def test_the_flow_killed_at_each_step_goes_on_and_repeats_nothing(store, agent, settings):
+def test_the_flow_and_the_collection_killed_repeat_nothing_that_had_finished(store, agent, settings):
     agent()
+    watcher = _kill_when(settings.home, lambda _: _running("matdyn.x", settings.home), "matdyn.x")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYDROFLOW_HOME": str(settings.home),
                    "HYDROFLOW_MONGODB_URI": settings.mongodb_uri, "HYDROFLOW_DATABASE": settings.database}
 
@@ -139,7 +145,12 @@ def test_the_flow_killed_at_each_step_goes_on_and_repeats_nothing(store, agent, 
     assert out.startswith("done")
     kinds = sorted(j.kind for j in Job.objects)
     assert kinds == ["epc.collect", "epc.q", "epc.q", "epc.q", "epc.scf"]
-    assert all(j.attempt == 1 and j.state == "done" for j in Job.objects)
+    assert all(j.state == "done" for j in Job.objects)
+    watcher.join()
+    # the collection was killed in its interpolation and done again; no q was
+    assert {j.kind: j.attempt for j in Job.objects} == {"epc.scf": 1, "epc.q": 1, "epc.collect": 2}
+    collected = Job.objects(kind="epc.collect").first().result
+    assert all("lambda_interpolated" in row for row in collected["broadenings"] if row["lambda"] > 0)
 
 
 # ---- one q: kills, limits, failures ----------------------------------------------------------------------------------
@@ -172,16 +183,24 @@ def undisturbed(ground, tmp_path_factory) -> list[float]:
     return done.result["frequencies_thz"]
 
 
+def _running(program: str, folder: Path) -> list[int]:
+    """Processes of a program that run in a folder or below it."""
+    root, found = Path(os.path.realpath(folder)), []
+    for pid in subprocess.run(["pgrep", "-x", program], capture_output=True, text=True).stdout.split():
+        with contextlib.suppress(OSError):  # it has ended
+            if Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(root):
+                found.append(int(pid))
+    return found
+
+
 def _kill_when(folder: Path, ready, program: str = "ph.x") -> threading.Thread:
     """SIGKILL the program that runs in a folder as soon as `ready(folder)`."""
     def watch() -> None:
-        for _ in range(2400):
-            if ready(folder):
-                break
+        until = time.monotonic() + 300
+        while not ready(folder) and time.monotonic() < until:
             time.sleep(0.02)
-        for pid in subprocess.run(["pgrep", "-x", program], capture_output=True, text=True).stdout.split():
-            if os.path.realpath(os.readlink(f"/proc/{pid}/cwd")) == os.path.realpath(folder):
-                os.kill(int(pid), signal.SIGKILL)
+        for pid in _running(program, folder):
+            os.kill(pid, signal.SIGKILL)
 
     thread = threading.Thread(target=watch)
     thread.start()

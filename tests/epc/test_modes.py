@@ -39,6 +39,14 @@ def test_h3s_chain():
     assert coupling.omega_log_k == pytest.approx(1469, abs=1)
 
 
+def test_tetrahedra_leave_gamma_to_the_other_q():
+    modes = read_folder(DATA / "al_tetrahedra")
+    assert modes.sigma_ry.tolist() == [0] and modes.weights.tolist() == [0, 4, 3]
+    assert modes.dos[0] == pytest.approx(2.599, abs=1e-3)
+    # printed: 0.0754 twice and 0.1284 at L, 0.0789 twice and 0.0973 at X
+    assert modes.coupling(0).lambda_ == pytest.approx((4 * 0.2792 + 3 * 0.2551) / 7, abs=2e-4)
+
+
 def test_acoustic_modes_at_gamma_are_left_out():
     modes = read_folder(DATA / "h3s")
     assert modes.acoustic_gamma.sum() == 3 and modes.acoustic_gamma[0, :3].all()
