@@ -129,7 +129,7 @@ class Relax(PwEngine):
         spacing = settings.values["k_spacing_per_a"]
         before, after = (crystal.k_mesh(np.array(s["cell"]), spacing) for s in (start, final))
         # the final run on the relaxed cell's own plane waves shows the error of the old ones as a pressure
-        allowed = max(1.0, 4 * settings.values["relax"]["pressure_threshold_gpa"])
+        allowed = max(1.0, settings.values["relax"]["pressure_threshold_gpa"])
         reason = ""
         if abs(error_gpa) > allowed:
             reason = f"the relaxed cell has {error_gpa:+.1f} GPa beside its target (its plane waves changed with the cell)"
