@@ -166,7 +166,8 @@ def measure(quick: bool, frames: Path) -> dict[str, Any]:
     sets = {s: everything[everything.columns["source"] == s] for s in ("bootstrap", "pool", "test")}
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(MEMBERS, get_context("spawn")) as workers:
         runs = [curves(Lab(workers, Path(folder) / str(s)), sets, extent, s) for s in range(extent.seeds)]
-    return figures(runs, extent, {k: len(v) for k, v in sets.items()})
+    found = figures(runs, extent, {k: len(v) for k, v in sets.items()})
+    return found | ({"note": "trainings too short to judge the selection; run without --quick"} if quick else {})
 
 
 def figures(runs: list[dict[str, dict[int, dict[str, float]]]], extent: Extent, sizes: dict[str, int]) -> dict[str, Any]:
