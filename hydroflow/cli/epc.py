@@ -126,7 +126,8 @@ def plot(campaign: str, output: Path, formula: str | None, suffix: str) -> None:
 
     store = open_store()
     name = get_run(campaign_name(campaign)).campaign
-    found = list(listing.find(name, epc_status="done", formula=formula).order_by("-tc_k"))
+    # a listing leaves the whole result out
+    found = list(listing.find(name, epc_status="done", formula=formula).all_fields().order_by("-tc_k"))
     if not found:
         raise UserError(f"campaign {name} has no finished EPC result{f' of {formula}' if formula else ''}; see "
                         f"hydroflow candidates {name} --epc-status done")

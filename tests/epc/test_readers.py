@@ -97,6 +97,13 @@ def test_epw_without_footer_is_refused(tmp_path):
         read_a2f(tmp_path / "x.a2f")
 
 
+def test_alpha2f_x(tmp_path, table):
+    rows = np.column_stack([table, np.zeros((len(table), 3))])[table[:, 0] > 0]
+    np.savetxt(tmp_path / "h3s.a2F.dat", rows, fmt="%25.15e", delimiter="", comments=" ",
+               header="# Frequency[Ry], a2F, DOS[Ry], Partial DOS(Atom 1), PDOS(Atom 2), ..")
+    assert check(tmp_path / "h3s.a2F.dat", "alpha2f.x a2F.dat").warnings == []
+
+
 def test_abinit(tmp_path, table):
     rows = np.column_stack([table[:, 0] * K_PER_RYDBERG / K_PER_HARTREE, table[:, 1], np.zeros(len(table))])
     np.savetxt(tmp_path / "out_A2FW", rows, header="\n# Frequency, a2F(w), lambda(w)")
