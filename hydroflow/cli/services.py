@@ -46,8 +46,16 @@ def status(home: Path | None, as_json: bool) -> None:
 @_home
 @_json
 def down(home: Path | None, as_json: bool) -> None:
-    """Stop the embedded services; data stay."""
-    _print(embedded.down(ServiceSettings.from_environment(home=home)), as_json)
+    """Stop the embedded services and the agent that watches this home's jobs; data stay.
+
+    Jobs that run are left running: `hydroflow run` collects them later.
+    """
+    from hydroflow.dispatch.agent import stop_agent
+
+    settings = ServiceSettings.from_environment(home=home)
+    if any(s.name == "mongodb" and s.state == "running" for s in embedded.status(settings)) and stop_agent(settings):
+        click.echo("agent stopped; jobs that run are left running", err=True)
+    _print(embedded.down(settings), as_json)
 
 
 def _print(states: list[embedded.ServiceStatus], as_json: bool) -> None:

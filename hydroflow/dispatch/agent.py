@@ -206,6 +206,25 @@ def alive(store: Store) -> dict[str, Any] | None:
     return None
 
 
+def stop_agent(settings: ServiceSettings) -> bool:
+    """Stop the agent of this home on this machine; jobs that run are left running, the next agent collects them. True when
+    there was one.
+
+    Raises
+    ------
+    ServiceError
+        it is still there after 30 s.
+    """
+    with open_store(settings) as store:
+        record = alive(store)
+    identity = ProcessIdentity.from_dict(record.get("process")) if record is not None and record["host"] == host() else None
+    if identity is None:
+        return False
+    if not identity.stop(30):
+        raise ServiceError(f"the agent (pid {identity.pid}) does not end; `kill -9 {identity.pid}` is safe")
+    return True
+
+
 def start_agent(settings: ServiceSettings, campaign_path: str | Path | None = None) -> int:
     """Start an agent for a campaign's clusters, detached from this process, unless the home has a live one; returns its
     pid. A live one learns of the campaign's clusters, and compares the ledger with all of its own, at its next heartbeat.

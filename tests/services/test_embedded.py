@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from pymongo import MongoClient
 
+from hydroflow.dispatch.agent import start_agent
 from hydroflow.errors import ServiceError
 from hydroflow.settings import ServiceSettings
 from hydroflow.store import open_store, services
@@ -59,6 +60,16 @@ def test_kill_9_loses_nothing_and_up_mends_it(home: ServiceSettings) -> None:
     services.up(home, prefect=False)
     with MongoClient(services.mongodb_uri(home)) as client:
         assert client.x.y.count_documents({}) == 200
+
+
+def test_down_stops_the_agent_of_the_home_too(home: ServiceSettings) -> None:
+    services.up(home, prefect=False)
+    identity = ProcessIdentity.of(start_agent(home))
+    assert identity is not None and identity.alive()
+    done = subprocess.run([sys.executable, "-c", "from hydroflow.cli.main import main; main()", "services", "down",
+                           "--home", str(home.home)], capture_output=True, text=True, timeout=60, check=True)
+    assert "agent stopped" in done.stderr
+    assert not identity.alive() and mongod(home).state == "stopped"
 
 
 def test_records_of_another_boot_are_not_believed(home: ServiceSettings) -> None:
