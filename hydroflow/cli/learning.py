@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -63,7 +64,7 @@ def show(campaign: str, as_json: bool) -> None:
         "H (stage2)",
     )
     for column in ("stage", "it.", "seen", "accurate", "labels", "held", "E", "F", "H", "goal"):
-        table.add_column(column, no_wrap=True, justify="left" if column == "stage" else "right")
+        table.add_column(column, overflow="fold", justify="left" if column == "stage" else "right")
     for i in iterations:
         e, x, g = i.errors, i.explored, i.goal
         physical = sum(x.get(c, 0) for c in ("accurate", "candidate", "unreliable"))
@@ -79,7 +80,7 @@ def show(campaign: str, as_json: bool) -> None:
             _number(e.get("enthalpy_mev_atom")),
             f"{_number(g['value'])} → {g['target']:g}{' ✓' if i.reached else ''}" if g else "–",
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     for i in iterations:
         if trust := i.explored.get("trust"):
             c = i.explored.get("calibration")
@@ -102,5 +103,5 @@ def _change(errors: dict[str, Any], key: str) -> str:
     return after if before is None else f"{_number(before)} → {after}"
 
 
-def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return "–" if value is None else f"{value:.3g}"
