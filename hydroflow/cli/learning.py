@@ -103,5 +103,5 @@ def _change(errors: dict[str, Any], key: str) -> str:
     return after if before is None else f"{_number(before)} → {after}"
 
 
+def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return "–" if value is None else f"{value:.3g}"
