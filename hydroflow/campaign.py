@@ -33,37 +33,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# fmt: off
 TYPE_MAP = [
-    "H",
-    "Li",
-    "Na",
-    "K",
-    "Rb",
-    "Cs",
-    "Be",
-    "Mg",
-    "Ca",
-    "Sr",
-    "Ba",
-    "Sc",
-    "Y",
-    "La",
-    "Lu",
-    "Ti",
-    "Zr",
-    "Hf",
-    "V",
-    "Nb",
-    "Ta",
-    "Ce",
-    "Th",
-    "B",
-    "Al",
-    "C",
-    "Si",
-    "N",
-    "P",
+    "H", "Li", "Na", "K", "Rb", "Cs", "Be", "Mg", "Ca", "Sr", "Ba", "Sc", "Y", "La", "Lu", "Ti", "Zr", "Hf", "V", "Nb", "Ta",
+    "Ce", "Th", "B", "Al", "C", "Si", "N", "P",
 ]
+# fmt: on
 """Default 29-element type map of the model, wide from the start so that a chemical space can grow without a new model."""
 
 
