@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from hydroflow.report.words import number
+
 Point = tuple[float, float]
 
 
@@ -58,15 +60,6 @@ class Scale:
         step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= raw)
         start = math.ceil(self.low / step - 1e-9)
         return [(start + i) * step for i in range(100) if (start + i) * step <= self.high + 1e-9 * step]
-
-
-def number(value: float) -> str:
-    """A tick label: no more digits than needed, thousands apart."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1_000:
-        return f"{value:,.0f}".replace(",", "\u2009").replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
 
 
 def text(x: float, y: float, words: str, css: str = "", anchor: str = "start", extra: str = "") -> str:

@@ -35,10 +35,11 @@ def threshold(name: str, value: Any) -> str:
 
 
 def number(value: float | None, digits: int = 3, missing: str = "–") -> str:
-    """Significant digits with a real minus sign."""
+    """Significant digits with a real minus sign; where they do not reach the decimal point, a whole number."""
     if value is None:
         return missing
-    return f"{value:.{digits}g}".replace("-", "−") if abs(value) < 10**digits else count(value)
+    words = f"{value + 0.0:.{digits}g}"  # minus zero is zero
+    return count(value) if "e+" in words else words.replace("-", "−")
 
 
 def fixed(value: float | None, decimals: int = 1, missing: str = "–", scale: float = 1.0) -> str:
@@ -51,7 +52,7 @@ def fixed(value: float | None, decimals: int = 1, missing: str = "–", scale: f
 
 def count(value: float | None, missing: str = "–") -> str:
     """A whole number, thousands apart."""
-    return missing if value is None else f"{value:,.0f}".replace(",", "\u2009")
+    return missing if value is None else f"{value:,.0f}".replace(",", "\u2009").replace("-", "−")
 
 
 def duration(seconds: float) -> str:
