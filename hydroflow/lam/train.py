@@ -256,7 +256,8 @@ def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, Structure
     config = training_input(model, relative[0], relative[1], inputs["steps"], inputs["seed"], scale)
     if start is not None:
         # The network is the parent's, whatever this version of hydroflow would choose.
-        config["model"] |= {k: start.params()[k] for k in ("descriptor", "fitting_net")}
+        parent = start.params()
+        config["model"] |= {k: parent[k] for k in ("descriptor", "fitting_net")}
     (folder / "input.json").write_text(json.dumps(config, indent=1))
     command = [sys.executable, "-m", "hydroflow.lam.backend", "--pt", "train", "input.json", "--skip-neighbor-stat"]
     found = checkpoints(folder)
