@@ -1,8 +1,8 @@
 """α²F files of several codes, told apart by their content.
 
 Known: matdyn.x (``a2F.dos*``, also old records over several lines), lambda.x (``alpha2F.dat``), alpha2f.x (``prefix.a2F.dat``),
-EPW (``prefix.a2f``), Elk (``ALPHA2F.OUT``), ABINIT (``*_A2FW``), two-column text with a unit, and a folder of ph.x couplings. λ
-of each follows from λ = 2∫α²F/ω dω, which all of them share.
+EPW (``prefix.a2f``), Elk (``ALPHA2F.OUT``), ABINIT (``*_A2FW``, anaddb's ``*_A2F``), two-column text with a unit, and a folder
+of ph.x couplings. λ of each follows from λ = 2∫α²F/ω dω; only ``*_A2FW`` holds 2α²F and is halved.
 """
 
 from __future__ import annotations
@@ -148,7 +148,13 @@ def _table(path: Path, text: str) -> tuple[str, str | None, np.ndarray, list[flo
     if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
         return "alpha2f.x a2F.dat", "Ry", _rows(path, _data(text))[:, :2], None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
-        return "ABINIT A2FW", "Ha", _rows(path, _data(text))[:, :2], None, warnings
+        # ABINIT's lambda, running in the third column, is the integral of a2F/omega without the 2: its a2F is twice alpha2F
+        rows = _rows(path, _data(text))
+        columns = rows[:, :2] * [1, 0.5]
+        _compare(columns, rows[-1, 2:3].tolist(), warnings)
+        return "ABINIT A2FW", "Ha", columns, None, warnings
+    if re.search(r"#\s*ABINIT package\s*:\s*a2f file", head):
+        return "ABINIT A2F", "Ha", _rows(path, _data(text))[:, :2], None, warnings
     if re.match(r"\s*#\s*degauss\s+lambda", head):
         raise DataError(f"{path}: a summary by lambda.x, without a spectrum; give alpha2F.dat or the folder of "
                         "elph.inp_lambda files")

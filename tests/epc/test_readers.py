@@ -1,4 +1,4 @@
-"""α²F of several codes: the same H3S spectrum, in each format, must give the same λ and ω_log."""
+"""α²F of several codes: the λ and ω_log that each code prints, or those of one H3S spectrum written in each format."""
 
 from __future__ import annotations
 
@@ -71,9 +71,15 @@ def test_lambda_x_alpha2f():
     assert any("acoustic" in w for w in found.warnings)
 
 
-def test_elk(tmp_path, table):
-    np.savetxt(tmp_path / "ALPHA2F.OUT", table * [K_PER_RYDBERG / K_PER_HARTREE, 1])
-    check(tmp_path / "ALPHA2F.OUT", "Elk ALPHA2F.OUT")
+def test_elk():
+    found = read_a2f(DATA / "al_elk" / "ALPHA2F.OUT")
+    assert found.format == "Elk ALPHA2F.OUT" and found.warnings == []
+    # λ, ω_log and ω̄₂ as Elk prints them, in Ha
+    stated = [float(line.split(":")[1]) for line in (DATA / "al_elk" / "MCMILLAN.OUT").read_text().splitlines() if ":" in line]
+    coupling = found.spectra[0].coupling
+    assert coupling.lambda_ == pytest.approx(stated[0], rel=1e-6)
+    assert coupling.omega_log_k == pytest.approx(stated[1] * K_PER_HARTREE, rel=1e-5)
+    assert coupling.omega2_k == pytest.approx(stated[2] * K_PER_HARTREE, rel=1e-5)
 
 
 @pytest.mark.parametrize("smearings", [1, 2])
@@ -104,10 +110,27 @@ def test_alpha2f_x(tmp_path, table):
     assert check(tmp_path / "h3s.a2F.dat", "alpha2f.x a2F.dat").warnings == []
 
 
-def test_abinit(tmp_path, table):
-    rows = np.column_stack([table[:, 0] * K_PER_RYDBERG / K_PER_HARTREE, table[:, 1], np.zeros(len(table))])
-    np.savetxt(tmp_path / "out_A2FW", rows, header="\n# Frequency, a2F(w), lambda(w)")
-    check(tmp_path / "out_A2FW", "ABINIT A2FW")
+def test_abinit_a2fw_is_twice_alpha2f():
+    found = read_a2f(DATA / "al_abinit" / "al_A2FW")
+    assert found.format == "ABINIT A2FW" and found.warnings == []
+    # "isotropic lambda" of ABINIT's log
+    assert found.spectra[0].coupling.lambda_ == pytest.approx(0.3094247, rel=1e-4)
+
+
+def test_abinit_a2fw_of_another_convention_is_a_warning(tmp_path):
+    # a file whose running λ is 2∫a2F/ω
+    lines = (DATA / "al_abinit" / "al_A2FW").read_text().splitlines()
+    rows = [line if line.startswith("#") else f"{line.rsplit(None, 1)[0]} {2 * float(line.split()[2])}" for line in lines]
+    (tmp_path / "al_A2FW").write_text("\n".join(rows) + "\n")
+    assert "states 0.6188" in read_a2f(tmp_path / "al_A2FW").warnings[0]
+
+
+def test_anaddb():
+    found = read_a2f(DATA / "al_abinit" / "al_A2F")
+    assert found.format == "ABINIT A2F" and found.warnings == []
+    # "mka2f: isotropic lambda" and "omegalog" of its output
+    assert found.spectra[0].coupling.lambda_ == pytest.approx(0.1386272, rel=1e-5)
+    assert found.spectra[0].coupling.omega_log_k == pytest.approx(287.6621, rel=1e-5)
 
 
 @pytest.mark.parametrize("unit", list(UNITS))
