@@ -219,10 +219,13 @@ def query(where: str, campaign: str | None, limit: int, everything: bool, as_jso
     from hydroflow.store.documents import Run
 
     store = open_store()
-    last = None if campaign else Run.objects.order_by("-updated").first()
-    if campaign is None and last is None:
-        raise UserError("no campaign was ever started here; start one with `hydroflow run FILE`")
-    name = campaign_name(campaign) if campaign else str(last.campaign)
+    if campaign is None:
+        last = Run.objects.order_by("-updated").first()
+        if last is None:
+            raise UserError("no campaign was ever started here; start one with `hydroflow run FILE`")
+        name = str(last.campaign)
+    else:
+        name = campaign_name(campaign)
     rows = ask(store, where, name, None if everything else limit)
     if as_json:
         click.echo(json.dumps({"campaign": name, "structures": rows}))
