@@ -106,10 +106,11 @@ def measure(store: Store, each: int) -> dict[str, Any]:
     ledger = Ledger(store)
     collect.SMALL = 0  # as a large search, whatever the size here
     start = time.process_time()
-    near = collect.collect_search(store, ledger.jobs(keys), campaign.search.keep_ehull_ev)
+    found = collect.collect_search(store, ledger.jobs(keys), campaign.search.keep_ehull_ev)
+    near = found.structures
     clock["collect"] = time.process_time() - start
     start = time.process_time()
-    counts = screen(campaign, store, ledger, near, "sha256:model", searched=n)
+    counts = screen(campaign, store, ledger, near, "sha256:model", searched=found.ternaries)
     clock["screen"] = time.process_time() - start
     documents = Candidate.objects.count()
     store.database.client.admin.command("fsync")  # sizes on disk, not what still waits in memory

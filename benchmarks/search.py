@@ -144,7 +144,7 @@ def measure(store: Store, home: Path, seeds: int, each: int) -> dict[str, Any]:
             campaign: Campaign = parse(CAMPAIGN.format(seed=seed, each=each, rounds=shares))
             store.database.drop_collection("jobs")
             ledger = HereLedger(store, home / f"{name}-{seed}")
-            found.append(search(campaign, store, ledger, model))
+            found.append(search(campaign, store, ledger, model).structures)
             structures += ledger.structures
             for stage, seconds in ledger.seconds.items():
                 totals[stage] = totals.get(stage, 0.0) + seconds

@@ -65,9 +65,10 @@ def stage2(campaign_name: str, learned: Learned, index: int) -> Learned:
 def search_and_screen(campaign_name: str, learned: Learned) -> dict[str, int]:
     """Search every composition with the trained model, then the five filters; counts by filter."""
     with stage_context(campaign_name, "search") as ctx:
-        structures = adaptive.search(ctx.campaign, ctx.store, ctx.ledger, learned.models[0], ctx.progress)
+        found = adaptive.search(ctx.campaign, ctx.store, ctx.ledger, learned.models[0], ctx.progress)
     with stage_context(campaign_name, "screening") as ctx:
-        counts = screen(ctx.campaign, ctx.store, ctx.ledger, structures, learned.models[0], ctx.progress)
+        counts = screen(ctx.campaign, ctx.store, ctx.ledger, found.structures, learned.models[0], ctx.progress,
+                        searched=found.ternaries)
         summarise(campaign_name, funnel=[vars(s) for s in counts.steps], hull=counts.hull)
     create_table_artifact(key="funnel", table=[vars(s) for s in counts.steps])
     return {s.name: s.count for s in counts.steps}

@@ -78,7 +78,7 @@ def _run_again(store: Any, campaign: Any) -> None:
         raise UserError(f"campaign {campaign.name} has no finished search to screen; run it with `hydroflow run`")
     model = jobs[0].files["model.pt"]
     jobs = [j for j in jobs if j.files["model.pt"] == model]
-    structures = collect_search(store, jobs, campaign.search.keep_ehull_ev)
-    counts = run_funnel(campaign, store, Ledger(store), structures, model,
-                        lambda what, done, total: click.echo(f"{what}: {done} of {total}", err=True))
+    found = collect_search(store, jobs, campaign.search.keep_ehull_ev)
+    counts = run_funnel(campaign, store, Ledger(store), found.structures, model,
+                        lambda what, done, total: click.echo(f"{what}: {done} of {total}", err=True), found.ternaries)
     summarise(campaign.name, funnel=[vars(s) for s in counts.steps], hull=counts.hull)

@@ -96,8 +96,17 @@ class Screening:
         return {d["structure_id"]: list(d["verdicts"]) for d in collection.find(match, {"structure_id": 1, "verdicts": 1})}
 
     def known_values(self, name: str, settings: str) -> dict[str, float]:
-        """Values of a filter that are stored with these very settings, by structure id."""
-        return {i: v["value"] for i, verdicts in self.stored_verdicts.items() for v in verdicts
+        """Values of a filter that are stored with these very settings, by structure id: of this campaign, and of others that
+        screened the same structures (the same rows of the same shards), as one with other thresholds does."""
+        structures = self.structures.columns
+        places = zip(structures["shard"].tolist(), structures["row"].tolist(), strict=True) if "shard" in structures else ()
+        id_at = dict(zip(places, self.ids.astype(str).tolist(), strict=False))
+        collection = self.store.database[Candidate._get_collection_name()]
+        match = {"campaign": {"$ne": self.campaign.name}, "model": self.model_digest, "verdicts.filter": name}
+        others = {id_at[d["shard"], d["row"]]: d["verdicts"]
+                  for d in collection.find(match, {"shard": 1, "row": 1, "verdicts": 1})
+                  if (d.get("shard"), d.get("row")) in id_at}
+        return {i: v["value"] for i, verdicts in (*others.items(), *self.stored_verdicts.items()) for v in verdicts
                 if v["filter"] == name and v.get("settings") == settings and v.get("value") is not None}
 
     def run(self, specs: list[JobSpec], what: str) -> list[Job]:

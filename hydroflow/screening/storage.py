@@ -74,8 +74,7 @@ def read_row_groups(objects: ObjectStore, digest: str) -> Iterator[StructureArra
             first += len(part)
             yield part
     except (pa.ArrowInvalid, OSError, DataError) as error:
-        raise DataError(f"shard {digest} is not a whole Parquet file of structures (half-written?): {error}; run its job "
-                        "again with `hydroflow jobs retry`") from error
+        raise DataError(f"shard {digest} is not a whole Parquet file of structures (half-written?): {error}") from error
 
 
 def composition_keys(arrays: StructureArrays) -> np.ndarray:

@@ -14,7 +14,7 @@ from hydroflow.errors import DataError
 from hydroflow.screening.hull import distances, hulls_of
 from hydroflow.screening.storage import SHARD, read_row_groups
 from hydroflow.search import plan
-from hydroflow.search.collect import collect_search
+from hydroflow.search.collect import Collected, collect_search
 from hydroflow.search.live import LiveFigures
 from hydroflow.search.shard import search_specs
 from hydroflow.store import Store
@@ -30,7 +30,7 @@ PARENTS = 12
 def search(
     campaign: Campaign, store: Store, ledger: Ledger, model_digest: str,
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> StructureArrays:
+) -> Collected:
     """Search every composition of the campaign in the rounds of ``search.rounds`` and collect what was found.
 
     Deterministic: run again, each round finds its shards finished and asks for the same ones next.
@@ -39,11 +39,6 @@ def search(
     ----------
     on_progress
         Called with (what, shards done, shards of this round); after `` · `` in what stand the live figures.
-
-    Returns
-    -------
-    StructureArrays
-        As :func:`hydroflow.search.collect.collect_search`.
 
     Raises
     ------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.errors import DataError
+from hydroflow.screening.entries import element_sets
 from hydroflow.screening.hull import Hull, distances, hulls_of
-from hydroflow.screening.storage import MINIMA, SHARD, lowest_of, read_row_groups, read_shard
+from hydroflow.screening.storage import MINIMA, SHARD, lowest_of, read_row_groups
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
 from hydroflow.structures.fingerprints import deduplicate
@@ -18,31 +20,61 @@ SMALL = 200_000
 """A search with no more structures than this is handed on whole."""
 
 
-def collect_search(store: Store, jobs: Sequence[Job], keep_ehull_ev: float = 0.2) -> StructureArrays:
+@dataclass(frozen=True)
+class Collected:
+    """What a search found.
+
+    Attributes
+    ----------
+    structures
+        With the columns of :func:`hydroflow.search.shard.search_block`, ``shard`` (object digest) and ``row``.
+    ternaries
+        How many ternary structures were searched, those included that a large search leaves in its shards.
+    """
+
+    structures: StructureArrays
+    ternaries: int
+
+
+def collect_search(store: Store, jobs: Sequence[Job], keep_ehull_ev: float = 0.2) -> Collected:
     """Relaxed structures of finished ``search.shard`` jobs.
 
     A small search comes whole. Of a large one come the structures within `keep_ehull_ev` of the hull of all minima, and
     all minima; the rest stays in the shards, where :func:`hydroflow.search.query.query` finds it.
 
-    Returns
-    -------
-    StructureArrays
-        With the columns of :func:`hydroflow.search.shard.search_block`, ``shard`` (object digest) and ``row``.
-
     Raises
     ------
     DataError
-        shards of different pressures or models, or one that is damaged; they are named.
+        shards of different pressures or models, or one that is damaged; their jobs are named.
     """
     done = [j for j in jobs if j.state == "done"]
     check_alike(done)
     if sum(j.result["unique"] for j in done) <= SMALL:
-        return distinct(StructureArrays.concatenate(read_shard(store.objects, j.outputs[SHARD]) for j in done))
-    lowest = lowest_of(read_shard(store.objects, j.outputs[MINIMA]) for j in done)
+        whole = distinct(StructureArrays.concatenate(_row_groups(store, done, SHARD)))
+        return Collected(whole, _ternaries(whole))
+    lowest = lowest_of(_row_groups(store, done, MINIMA))
     hulls = hulls_of(lowest, done[0].result["pressure_gpa"], done[0].files["model.pt"])
-    parts = (near_hull(part, hulls, keep_ehull_ev, set(lowest.columns["id"]))
-             for j in done for part in read_row_groups(store.objects, j.outputs[SHARD]))
-    return distinct(StructureArrays.concatenate(parts))
+    always = set(lowest.columns["id"])
+    parts, ternaries = [], 0
+    for part in _row_groups(store, done, SHARD):
+        ternaries += _ternaries(part)
+        parts.append(near_hull(part, hulls, keep_ehull_ev, always))
+    return Collected(distinct(StructureArrays.concatenate(parts)), ternaries)
+
+
+def _row_groups(store: Store, jobs: Iterable[Job], output: str) -> Iterator[StructureArrays]:
+    """One output of each job, a row group at a time; what cannot be read is named with the job that wrote it."""
+    for job in jobs:
+        try:
+            yield from read_row_groups(store.objects, job.outputs[output])
+        except DataError as error:
+            raise DataError(f"{error}; job {job.key} wrote it, `hydroflow jobs retry {job.key[:12]} --redo` computes it "
+                            "again") from error
+
+
+def _ternaries(arrays: StructureArrays) -> int:
+    found, index = element_sets(arrays)
+    return int(np.isin(index, [k for k, elements in enumerate(found) if len(elements) == 3]).sum())
 
 
 def distinct(arrays: StructureArrays) -> StructureArrays:

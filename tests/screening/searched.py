@@ -6,7 +6,12 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign, parse
+from hydroflow.dispatch.job import JobSpec
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.screening.storage import MINIMA, SHARD, minima, write_shard
 from hydroflow.search import plan
+from hydroflow.store import Store
+from hydroflow.store.documents import Job
 from hydroflow.structures import generate
 from hydroflow.structures.symmetry import spacegroups
 
@@ -49,3 +54,19 @@ def searched(settings: Campaign, spread_ev: float = 0.12) -> StructureArrays:
     }
     made.columns["spacegroup"] = spacegroups(made)[0]
     return made
+
+
+def finished_shards(store: Store, settings: Campaign, structures: StructureArrays, model: str, parts: int = 3) -> list[Job]:
+    """The structures in finished shards of the campaign's search, as its jobs leave them."""
+    structures = structures[:]
+    structures.columns |= {"formula": np.array(structures.formulas(), dtype=object), "natoms": structures.counts}
+    ledger = Ledger(store)
+    keys = []
+    for i in range(parts):
+        part = structures[i::parts]
+        spec = JobSpec("search.shard", {"pressure_gpa": 200.0, "part": i}, "test", {"model.pt": model})
+        keys += ledger.submit([spec], settings.name)
+        outputs = {SHARD: store.objects.put(write_shard(part)), MINIMA: store.objects.put(write_shard(part[minima(part)]))}
+        ledger.collection.update_one({"_id": spec.key}, {"$set": {
+            "state": "done", "outputs": outputs, "result": {"unique": len(part), "pressure_gpa": 200.0}}})
+    return ledger.jobs(keys)

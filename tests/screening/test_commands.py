@@ -19,9 +19,9 @@ from hydroflow.screening import listing
 from hydroflow.screening.funnel import screen
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate
-from hydroflow.store.runs import open_run, summarise
+from hydroflow.store.runs import get_run, open_run, summarise
 from tests.screening.recorded import RecordedLedger
-from tests.screening.searched import campaign, searched
+from tests.screening.searched import campaign, finished_shards, searched
 from tests.screening.test_funnel import LOOSE, MODEL, Answers
 
 pytestmark = pytest.mark.service
@@ -97,6 +97,20 @@ def test_screen_and_what_if(run: Run) -> None:
     tighter = json.loads(run("screen", "screened", "--what-if", "ehull_lam=0.05", "--json").output)
     assert tighter["steps"][0]["count"] < now["steps"][0]["count"] and tighter["what_if"] == {"ehull_lam": 0.05}
     assert "ehull_lam=0.05" in run("screen", "screened", "--what-if", "ehull_lam=0.05").output
+
+
+def test_screening_again_counts_all_that_was_searched(
+    store: Store, started: Run, structures: StructureArrays, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a large search only the part near the hull is screened, but the funnel begins with everything."""
+    finished_shards(store, campaign(), structures, MODEL)
+    monkeypatch.setattr("hydroflow.search.collect.SMALL", 0)
+    monkeypatch.setattr("hydroflow.dispatch.ledger.Ledger", lambda store: RecordedLedger(store, Answers(store, structures)))
+    found = json.loads(started("screen", "screened", "--run", "--json").stdout)
+    ternaries = sum(s == "Ca-H-Y" for s in structures.chemical_systems())
+    assert found["searched"] == get_run("screened").summary["funnel"][0]["count"] == ternaries
+    assert found["steps"][0]["count"] == Candidate.objects(ehull_lam_ev__lte=0.15).count() < Candidate.objects.count() < ternaries
+    assert found["steps"][-1]["count"] == Candidate.objects(stage="passed").count() > 0
 
 
 @pytest.mark.parametrize(("args", "words"), [

@@ -15,11 +15,12 @@ from hydroflow.screening.entries import entries_of
 from hydroflow.screening.funnel import FunnelCounts, screen
 from hydroflow.screening.hull import energy_above_hull, hull_distances
 from hydroflow.screening.what_if import recount
+from hydroflow.search.collect import collect_search
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate, Job
 from hydroflow.structures.symmetry import spacegroups
 from tests.screening.recorded import RecordedLedger
-from tests.screening.searched import campaign, searched
+from tests.screening.searched import campaign, finished_shards, searched
 
 pytestmark = pytest.mark.service
 MODEL = "sha256:" + "a" * 64
@@ -171,6 +172,41 @@ def test_what_if_recounts_from_stored_values(store: Store, structures: Structure
         recount(store, settings, {"ehull_lam": 0.5})
     with pytest.raises(CampaignError, match="no filter 'tc'"):
         recount(store, settings, {"tc": 1})
+
+
+def test_a_looser_what_if_measures_symmetry_and_counts_what_is_to_compute(store: Store, structures: StructureArrays) -> None:
+    """Those that an earlier filter had kept from symmetry and atomic hydrogen are read from their shards and measured."""
+    rested = collect_search(store, finished_shards(store, campaign(), structures, MODEL)).structures
+    strict = LOOSE.replace("0.15", "0.05").replace("min_spacegroup = 15", "min_spacegroup = 75")
+    first, _ = run(store, rested, strict)
+    stored = [c.to_mongo() for c in Candidate.objects()]
+    wider = recount(store, campaign(funnel=strict), {"ehull_lam": 0.15, "spacegroup": 15})
+    assert [c.to_mongo() for c in Candidate.objects()] == stored, "a what if must not write"
+    fresh, _ = run(store, rested, LOOSE)
+    assert [c.count for c in wider[:3]] == [s.count for s in fresh.steps[1:4]]
+    assert wider[2].count > first.steps[3].count
+    phonons = wider[3]
+    assert phonons.unknown == wider[2].count - first.steps[3].count, "phonons that nobody computed"
+    assert phonons.count == first.steps[4].count and phonons.failed == 0
+
+
+def test_a_campaign_with_other_thresholds_computes_no_phonons_twice(store: Store, structures: StructureArrays) -> None:
+    """Thresholds are part of a campaign, so that changed ones come under another name; its shards are the same."""
+    rested = collect_search(store, finished_shards(store, campaign(), structures, MODEL)).structures
+    first, _ = run(store, rested)
+    looser = campaign(funnel=LOOSE.replace("min_spacegroup = 15", "min_spacegroup = 2")).model_copy(update={"name": "looser"})
+    ledger = RecordedLedger(store, Answers(store, rested))
+    second = screen(looser, store, ledger, rested, MODEL)
+    asked = [j.inputs["structures"] for j in Job.objects(kind="lam.phonons", campaigns="looser")]
+    new = second.steps[4].entered - first.steps[4].entered
+    assert sum(asked) == new > 0
+    lowest = {c.structure_id: c.min_frequency_thz for c in Candidate.objects(campaign="screened", min_frequency_thz__ne=None)}
+    again = {c.structure_id: c.min_frequency_thz for c in Candidate.objects(campaign="looser", structure_id__in=list(lowest))}
+    assert again == lowest
+    other_model = RecordedLedger(store, Answers(store, rested))
+    third = screen(looser.model_copy(update={"name": "newer"}), store, other_model, rested, "sha256:" + "b" * 64)
+    asked = [j.inputs["structures"] for j in Job.objects(kind="lam.phonons", campaigns="newer")]
+    assert sum(asked) == third.steps[4].entered, "phonons of another model are no answer"
 
 
 def test_hull_picture_is_what_the_report_draws(store: Store, structures: StructureArrays) -> None:

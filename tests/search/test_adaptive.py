@@ -52,7 +52,7 @@ def test_rounds(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ledger = HereLedger(store, tmp_path)
     lines: list[str] = []
     model = store.objects.put(b"a model")
-    found = search(campaign, store, ledger, model, lambda what, done, total: lines.append(what))
+    found = search(campaign, store, ledger, model, lambda what, done, total: lines.append(what)).structures
     jobs = list(Job.objects(kind="search.shard"))
     asked = Counter()
     numbers = set()
@@ -68,7 +68,7 @@ def test_rounds(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "hull changes" in lines[-1] and "round 3 of 3" in lines[-1]
 
     computed = ledger.computed
-    again = search(campaign, store, ledger, model)
+    again = search(campaign, store, ledger, model).structures
     assert ledger.computed == computed == len(jobs), "a finished search computes nothing"
     assert again.columns["id"].tolist() == found.columns["id"].tolist()
 

@@ -15,6 +15,7 @@ from hydroflow.cli.main import cli
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.errors import DataError, EngineFailure
 from hydroflow.screening.hull import hull_distances
+from hydroflow.screening.storage import write_shard
 from hydroflow.search import collect, plan, shard
 from hydroflow.search.collect import collect_search
 from hydroflow.search.query import query, structures
@@ -77,7 +78,8 @@ def test_search_collect_and_query(store: Store, tmp_path: Path, monkeypatch: pyt
     asked = sum(r.count for r in plan.requests(campaign))
     assert sum(j.result["generated"] + j.result["missing"] for j in jobs) == asked == 36
     assert all(sum(j.result["statuses"].values()) == j.result["generated"] for j in jobs)
-    found = collect_search(store, jobs)
+    collected = collect_search(store, jobs)
+    found = collected.structures
     assert len(found) == sum(j.result["unique"] for j in jobs) > 20
     assert len(set(found.columns["id"])) == len(found)
     assert {"Ca", "Y", "H"} <= set(found.formulas())
@@ -90,9 +92,13 @@ def test_search_collect_and_query(store: Store, tmp_path: Path, monkeypatch: pyt
     distance = hull_distances(found, found.columns["enthalpy_ev"] / found.counts)
     collect_small, collect.SMALL = collect.SMALL, 0
     try:
-        near = collect_search(store, jobs, keep_ehull_ev=0.05)
+        large = collect_search(store, jobs, keep_ehull_ev=0.05)
     finally:
         collect.SMALL = collect_small
+    near = large.structures
+    ternaries = sum(s == "Ca-H-Y" for s in found.chemical_systems())
+    assert collected.ternaries == ternaries > sum(s == "Ca-H-Y" for s in near.chemical_systems())
+    assert large.ternaries == ternaries, "what stays in the shards was searched too"
     lowest = set(found.columns["id"][np.isin(distance, [distance[np.array(found.formulas()) == f].min()
                                                         for f in set(found.formulas())])])
     assert set(near.columns["id"]) == set(found.columns["id"][distance <= 0.05]) | lowest
@@ -132,10 +138,11 @@ def test_search_collect_and_query(store: Store, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.service
 def test_a_damaged_shard_is_refused_by_digest(store: Store) -> None:
-    half = store.objects.put(b"PAR1 half of a shard")
-    job = Job(key="x", kind="search.shard", state="done", result={"unique": 1, "pressure_gpa": 200.0},
+    one = StructureArrays.from_lists([np.array([1])], [np.zeros((1, 3))], [np.eye(3)], {"enthalpy_ev": np.zeros(1)})
+    half = store.objects.put(write_shard(one)[:-100])
+    job = Job(key="0123456789abcdef", kind="search.shard", state="done", result={"unique": 1, "pressure_gpa": 200.0},
               inputs={"pressure_gpa": 200.0}, files={"model.pt": "m"}, outputs={"shard.parquet": half})
-    with pytest.raises(DataError, match=half):
+    with pytest.raises(DataError, match=f"{half} .*half-written.* job 0123456789abcdef .*retry 0123456789ab --redo"):
         collect_search(store, [job])
 
 
