@@ -217,6 +217,7 @@ def query(where: str, campaign: str | None, limit: int, everything: bool, as_jso
     from hydroflow.search.query import query as ask
     from hydroflow.store import open_store
     from hydroflow.store.documents import Run
+    from hydroflow.store.runs import get_run
 
     store = open_store()
     if campaign is None:
@@ -225,7 +226,7 @@ def query(where: str, campaign: str | None, limit: int, everything: bool, as_jso
             raise UserError("no campaign was ever started here; start one with `hydroflow run FILE`")
         name = str(last.campaign)
     else:
-        name = campaign_name(campaign)
+        name = str(get_run(campaign_name(campaign)).campaign)
     rows = ask(store, where, name, None if everything else limit)
     if as_json:
         click.echo(json.dumps({"campaign": name, "structures": rows}))

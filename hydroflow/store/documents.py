@@ -196,7 +196,6 @@ class Candidate(Document):
     spacegroup = IntField()
     spacegroup_symbol = StringField()
     prototype = StringField()
-    fingerprint = StringField()
     volume_a3 = FloatField()
     enthalpy_lam_ev = FloatField()
     enthalpy_dft_ev = FloatField()

@@ -115,6 +115,7 @@ def test_screening_again_counts_all_that_was_searched(
 
 @pytest.mark.parametrize(("args", "words"), [
     (("candidates", "unknown"), "no campaign 'unknown'"),
+    (("structures", "query", "tc_k > 50", "-c", "unknown"), "no campaign 'unknown'"),
     (("candidates", "screened", "--sort", "colour"), "cannot sort by 'colour'"),
     (("candidates", "screened", "--rejected-by", "taste"), "no filter 'taste'"),
     (("candidates", "screened", "--within", "0.1"), "--within needs --rejected-by"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign, Funnel
 from hydroflow.errors import CampaignError
 from hydroflow.learning.preflight import check_names
 from hydroflow.screening import listing
 from hydroflow.screening.filters import Filter, by_name, thresholds
 from hydroflow.screening.funnel import screen
+from hydroflow.screening.measure import spacegroup
 from hydroflow.screening.what_if import recount
 from hydroflow.store import Store
 from hydroflow.store.documents import Candidate
@@ -55,6 +59,17 @@ class TestSpacegroup(FilterContract):
 class TestAtomicHydrogen(FilterContract):
     def make(self) -> Filter:
         return by_name("atomic_hydrogen")
+
+
+def test_a_space_group_that_a_smaller_tolerance_loses_is_remarked_upon() -> None:
+    """Perovskites whose central atom is off its site along [001]: by nothing, by less than the tolerance, by more."""
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    moved = [np.where(np.arange(5)[:, None] == 1, sites + np.array([0, 0, off / 4.0]), sites) for off in (0.0, 0.02, 0.3)]
+    arrays = StructureArrays.from_lists([np.array([20, 39, 1, 1, 1])] * 3, moved, [4.0 * np.eye(3)] * 3)
+    found = spacegroup(SimpleNamespace(campaign=campaign(), structures=arrays), np.arange(3), 100)  # type: ignore[arg-type]
+    assert found.values.tolist() == [221, 221, 99]
+    assert found.reasons == {1: "only 99 at 0.01 Å"}
+    assert "symprec 0.05 Å, checked at 0.01 Å" in found.settings
 
 
 @pytest.mark.service
