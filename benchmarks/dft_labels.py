@@ -1,7 +1,9 @@
 """Labels per core-hour by cell and protocol, and what the label engine adds to a bare call of pw.x on the same input.
 
 The peer is pw.x itself on the input files that the engine wrote. Times are CPU times of this process and its children, so
-that a busy machine changes little; the wall-clock share outside pw.x's own clock is given beside them.
+that a busy machine changes little; the wall-clock share outside pw.x's own clock is given beside them. Without `--quick` and
+`--only`, a batch of labels of different sizes also goes the whole way of a campaign's, through ledger, agent and dpdispatcher on
+every core: `batch_wall_share_outside_pw` is the share of core time, from the first start to the last end, in which no pw.x ran.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +28,15 @@ from ase import Atoms
 from ase.spacegroup import crystal
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import Labels
+from hydroflow.campaign import Cluster, Labels
 from hydroflow.dft.jobs import Label, label_specs
 from hydroflow.dft.pw_run import run_line
 from hydroflow.dft.settings import label_settings
+from hydroflow.dispatch.agent import Agent
 from hydroflow.dispatch.job import JobSpec
+from hydroflow.dispatch.ledger import Ledger
+from hydroflow.settings import ServiceSettings
+from hydroflow.store import open_store, services
 
 
 def systems() -> dict[str, Atoms]:
@@ -105,6 +112,39 @@ def measure(protocol: str, names: list[str], root: Path) -> dict[str, Any]:
     return out
 
 
+def batch(root: Path, of_each: int = 6) -> dict[str, Any]:
+    """Cells without symmetry of 4, 7 and 14 atoms with protocol `standard`, as one batch through a real agent."""
+    settings = ServiceSettings(home=root / "services")
+    cores = os.cpu_count() or 1
+    made = []
+    for name in ("H3S", "CaH6", "CaYH12"):
+        for seed in range(of_each):
+            made.append(systems()[name].copy())
+            made[-1].rattle(0.05, seed=seed)
+    services.up(settings, prefect=False)
+    try:
+        with open_store(settings) as store:
+            specs = label_specs(store, StructureArrays.from_atoms(made),
+                                label_settings(Labels(protocol="standard"), ["H", "S", "Ca", "Y"]))
+            agent = Agent(store, {"local": Cluster(max_cores=cores)})
+            thread = threading.Thread(target=agent.run)
+            thread.start()
+            try:
+                ledger = Ledger(store)
+                jobs = ledger.wait(ledger.submit(specs, "benchmark"))
+            finally:
+                agent.stop.set()
+                thread.join()
+    finally:
+        services.down(settings)
+    inside = sum(job.result["wall_s"] for job in jobs)
+    span = max(job.cost["end"] for job in jobs) - min(job.cost["start"] for job in jobs)
+    return {
+        "batch_labels": len(jobs), "batch_cores": cores, "batch_wall_s": round(span, 1),
+        "batch_mean_label_s": round(inside / len(jobs), 1), "batch_wall_share_outside_pw": round(1 - inside / (cores * span), 3),
+        "batch_job_share_outside_pw": round(1 - inside / sum(job.cost["wall_s"] for job in jobs), 3)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
@@ -122,6 +162,10 @@ def main() -> int:
             figures |= {f"{protocol}_{k}": v for k, v in found.items()}
             if not args.json:
                 print(protocol, *(f"  {k} = {v}" for k, v in found.items()), sep="\n")
+        if not args.quick and not args.only:
+            figures |= batch(Path(folder))
+            if not args.json:
+                print(*(f"{k} = {v}" for k, v in figures.items() if k.startswith("batch_")), sep="\n")
     if args.json:
         print(json.dumps(figures))
     return 0
