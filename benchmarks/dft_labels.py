@@ -112,7 +112,7 @@ def measure(protocol: str, names: list[str], root: Path) -> dict[str, Any]:
     return out
 
 
-def batch(root: Path, of_each: int = 6) -> dict[str, Any]:
+def batch(root: Path, of_each: int = 4) -> dict[str, Any]:
     """Cells without symmetry of 4, 7 and 14 atoms with protocol `standard`, as one batch through a real agent."""
     settings = ServiceSettings(home=root / "services")
     cores = os.cpu_count() or 1

@@ -172,13 +172,14 @@ def ladder(
     wanted = replace(wanted, rungs=wanted.rungs[:rungs],
                      compounds=[c for c in wanted.compounds if not only or c.name in only])
     structures = wanted.structures()
-    elements = sorted({s for c in structures.compositions() for s in c})
-    settings = label_settings(Labels(protocol=wanted.labels, pseudos=wanted.pseudos), elements)
+    # a compound's own cutoffs, so that its jobs are the same ones whatever else is asked for
+    labels = Labels(protocol=wanted.labels, pseudos=wanted.pseudos)
+    settings = [label_settings(labels, sorted(c)) for c in structures.compositions()]
     with open_store(ServiceSettings.from_environment(home=home)) as store:
         jobs = Ledger(store)
         if wanted.relax:
             specs = [s for i in range(len(structures)) for s in relax_specs(
-                store, structures[i], settings, float(structures.columns["pressure_gpa"][i]), label="ladder relax")]
+                store, structures[i], settings[i], float(structures.columns["pressure_gpa"][i]), label="ladder relax")]
             done = jobs.wait(jobs.submit(specs, "epc-ladder"))
             failed = [c.name for c, job in zip(wanted.compounds, done, strict=True) if job.state != "done"]
             if failed:
@@ -186,14 +187,15 @@ def ladder(
             relaxed = relaxed_structures(store, done)
             relaxed.columns["id"] = structures.columns["id"]
             structures = relaxed
-        cutoffs = {"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}
+        cutoffs = [{"ecutwfc_ry": s.ecutwfc_ry, "ecutrho_ry": s.ecutrho_ry} for s in settings]
+        pseudos = {element: digest for s in settings for element, digest in stored_pseudos(store, s).items()}
         results = []
         for rung in wanted.rungs:
             def told(counts: dict[str, int], name: str = rung.name) -> None:
                 click.echo(f"{name}: {counts['done'] + counts['failed']} of {counts['crystals']} crystals, "
                            f"{counts['jobs_done']} of {counts['jobs']} jobs", err=True)
 
-            results.append(run_chain(jobs, store, structures, stored_pseudos(store, settings), cutoffs, settings.engine, rung,
+            results.append(run_chain(jobs, store, structures, pseudos, cutoffs, settings[0].engine, rung,
                                      wanted.mu_star, "epc-ladder", wanted.cores, told))
             if figures is not None:
                 for c, result in zip(wanted.compounds, results[-1], strict=True):

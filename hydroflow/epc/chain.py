@@ -110,7 +110,7 @@ class _Chain:
 
 
 def run_chain(
-    ledger: Ledger, store: Store, structures: StructureArrays, pseudos: Mapping[str, str], cutoffs: Mapping[str, float],
+    ledger: Ledger, store: Store, structures: StructureArrays, pseudos: Mapping[str, str], cutoffs: Sequence[Mapping[str, float]],
     engine_version: str, protocol_name: str | Protocol, mu_star: Sequence[float], campaign_name: str, cores: int = 1,
     on_progress: Callable[[dict[str, int]], None] | None = None, *, wall_time_s: int = 86_400, poll_s: float = 1.0,
 ) -> list[EpcResult]:
@@ -125,7 +125,7 @@ def run_chain(
     pseudos
         Element symbol → object digest of its UPF file.
     cutoffs
-        ``ecutwfc_ry`` and ``ecutrho_ry``.
+        ``ecutwfc_ry`` and ``ecutrho_ry`` of each structure.
     mu_star
         Values of μ*, the first one first.
     on_progress
@@ -152,7 +152,8 @@ def run_chain(
     for i, c in enumerate(chains):
         if c.crystal is not None and c.grid is not None:
             try:
-                wanted[i] = scf_spec(c.crystal, c.grid, settings, pseudos, cutoffs, engine_version, resources, f"{c.label} scf")
+                wanted[i] = scf_spec(
+                    c.crystal, c.grid, settings, pseudos, cutoffs[i], engine_version, resources, f"{c.label} scf")
             except HydroflowError as error:
                 c.failure = _failure("scf", "bad_input", str(error))
     for i, key in zip(wanted, ledger.submit(wanted.values(), campaign_name), strict=True):
@@ -174,7 +175,7 @@ def run_chain(
         time.sleep(poll_s)
     documents = _documents(ledger, chains)
     ledger.on_batch(list(documents.values()))
-    return [_result(c, documents, settings, float(cutoffs["ecutwfc_ry"])) for c in chains]
+    return [_result(c, documents, settings, float(own["ecutwfc_ry"])) for c, own in zip(chains, cutoffs, strict=True)]
 
 
 def _start(structures: StructureArrays, i: int, settings: Protocol) -> _Chain:

@@ -161,7 +161,8 @@ def coupling(
 
     results = run_chain(
         ledger, store, structures, stored_pseudos(store, settings),
-        {"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}, settings.engine, campaign.epc.protocol,
+        [{"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}] * len(structures),
+        settings.engine, campaign.epc.protocol,
         campaign.epc.mu_star, campaign.name, campaign.epc.cores, told, wall_time_s=campaign.epc.wall_time_s)
     for candidate, result in zip(candidates, results, strict=True):
         _record(campaign, candidate, result)

@@ -58,9 +58,9 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     agent()
     ledger = Ledger(store)
     settings = replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5, sigma_first_ry=0.01, sigma_count=10,
-                       q_path_points=60)
+                       degauss_ry=0.03, q_path_points=60)
     batch = structures(H3S=h3s(), LiH=bulk("LiH", "rocksalt", a=4.08))
-    given = (ledger, store, batch, pseudos(store.objects, "H", "S", "Li"), CUTOFFS, ENGINE, settings, [0.1, 0.15], "chains")
+    given = (ledger, store, batch, pseudos(store.objects, "H", "S", "Li"), [CUTOFFS] * 2, ENGINE, settings, [0.1, 0.15], "chains")
     told: list[dict[str, int]] = []
     h3s_result, insulator = run_chain(*given, on_progress=told.append)
 
@@ -92,8 +92,8 @@ def test_a_missing_pseudopotential_fails_one_crystal_only_and_the_other_gets_tet
     agent()
     settings = replace(protocol("plumbing"), k_spacing=3.0, tetrahedra=True)
     batch = structures(Al=bulk("Al"), Cu=bulk("Cu"))
-    aluminium, copper = run_chain(Ledger(store), store, batch, pseudos(store.objects, "Al"), CUTOFFS, ENGINE, settings, [0.1],
-                                  "one")
+    aluminium, copper = run_chain(Ledger(store), store, batch, pseudos(store.objects, "Al"), [CUTOFFS] * 2, ENGINE, settings,
+                                  [0.1], "one")
     assert copper["failure"]["step"] == "scf" and "Cu" in copper["failure"]["message"]
     assert aluminium["status"] == "done", aluminium["failure"]
     tetrahedra = aluminium["tetrahedra"]
@@ -102,7 +102,7 @@ def test_a_missing_pseudopotential_fails_one_crystal_only_and_the_other_gets_tet
     # without Γ
     assert spectra["weights"] == [4, 3] and spectra["lambda"][0][-1] == pytest.approx(tetrahedra["lambda"], rel=1e-4)
     with pytest.raises(SettingsError, match="object store"):
-        run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, CUTOFFS, ENGINE, settings, [0.1], "one")
+        run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, [CUTOFFS] * 2, ENGINE, settings, [0.1], "one")
 
 
 _FLOW = """
@@ -115,7 +115,7 @@ from hydroflow.epc.protocols import protocol
 from hydroflow.store import open_store
 from tests.engines.test_epc_chain import CUTOFFS, ENGINE, pseudos, structures
 store = open_store()
-result = run_chain(Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), CUTOFFS, ENGINE,
+result = run_chain(Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), [CUTOFFS], ENGINE,
                    replace(protocol("plumbing"), k_spacing=2.0), [0.1], "killed", poll_s=0.1)[0]
 print(result["status"], result["lambda"], flush=True)
 """
@@ -155,7 +155,7 @@ def test_the_flow_and_the_collection_killed_repeat_nothing_that_had_finished(sto
 
 # ---- one q: kills, limits, failures ----------------------------------------------------------------------------------
 def _ground_state(store: FolderStore, k_spacing: float = 1.5) -> tuple[JobSpec, Meshes]:
-    atoms, settings = h3s(), replace(protocol("plumbing"), q_spacing=1.5, k_spacing=k_spacing)
+    atoms, settings = h3s(), replace(protocol("plumbing"), q_spacing=1.5, k_spacing=k_spacing, degauss_ry=0.03)
     crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
     grid = meshes(crystal, settings)
     return scf_spec(crystal, grid, settings, pseudos(store.objects, "H", "S"), CUTOFFS, ENGINE), grid
