@@ -250,6 +250,6 @@ def _failures(campaign: str) -> list[dict[str, Any]]:
 
 
 def _models(campaign: str) -> list[dict[str, Any]]:
-    newest = ModelRecord.objects(campaign=campaign).exclude("learning_curve", "input").order_by("-created")
-    return [{"digest": m.digest, "role": m.role, "seed": m.seed, "dataset": m.dataset, "engine": m.engine,
-             "metrics": dict(m.metrics or {}), "scope": m.scope} for m in newest[:16]]
+    newest = ModelRecord.objects(campaign=campaign).exclude("learning_curve", "input").order_by("-created")[:16]
+    return [{k: m.get(k) for k in ("role", "seed", "dataset", "engine", "scope")}
+            | {"digest": m["_id"], "metrics": m.get("metrics") or {}} for m in newest.as_pymongo()]

@@ -34,6 +34,8 @@ class Scale:
         if log:
             stretch = max((high / low) ** pad, 1.15)
             return cls(low / stretch, high * stretch, True)
+        if low == high and low in include:
+            return cls(low, low + (abs(low) or 1.0))  # every value is the wanted bound
         room = (high - low or abs(high) or 1.0) * pad
         # an axis that starts at a wanted bound (zero, mostly) should start exactly there
         return cls(low if low in include else low - room, high if high in include else high + room)

@@ -34,7 +34,7 @@ from hydroflow.tc.queue import first_batch
 
 Progress = Callable[[str, int, int], None]
 
-PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "acoustic_sum_rule", "plateau", "interpolation", "lambda")
+PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "plateau", "interpolation", "lambda")
 """Checks that a chain of protocol ``plumbing`` cannot pass by its settings (the coupling at Γ alone is no average over the
 zone and has no bound); all others must pass before even a plumbing model may train on its value."""
 

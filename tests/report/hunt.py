@@ -59,7 +59,7 @@ def record(store: Store, protocol: str = "screening", finished: bool = True) -> 
     candidates(store)
     jobs()
     ModelRecord(digest="sha256:" + "4f" * 32, campaign=NAME, role="lam", dataset="sha256:" + "ab" * 32, engine="deepmd-kit 3.2.0",
-                seed=1, metrics={"energy_mev_atom": 21.3, "force_mev_a": 148.0}).save()
+                seed=1, metrics={"energy_mev_atom": 21.3, "force_mev_a": 148.0, "per_element": {"H": {"force_mev_a": 9}}}).save()
     return NAME
 
 

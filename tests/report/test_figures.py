@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hydroflow.report.figures import funnel, learning
@@ -13,10 +13,11 @@ from hydroflow.report.words import fixed, formula, formula_html, spacegroup_html
 finite = st.floats(-1e6, 1e6).map(lambda v: round(v, 6))
 
 
-@given(st.lists(finite, min_size=1, max_size=5), st.booleans())
-def test_axes_hold_their_values_and_have_ticks(values: list[float], log: bool) -> None:
+@example([0.0, 0.0], False, [0.0])  # a candidate without a Tc at any broadening
+@given(st.lists(finite, min_size=1, max_size=5), st.booleans(), st.sampled_from([[], [0.0]]))
+def test_axes_hold_their_values_and_have_ticks(values: list[float], log: bool, include: list[float]) -> None:
     kept = [v for v in values if v > 0] if log else values
-    scale = Scale.around(values, log=log)
+    scale = Scale.around(values, log=log, include=include)
     assert all(0 <= scale(v) <= 1 for v in kept)
     ticks = scale.ticks()
     assert 1 <= len(ticks) <= 12
