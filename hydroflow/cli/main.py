@@ -73,3 +73,22 @@ def main() -> None:
     except HydroflowError as error:
         click.echo(f"hydroflow: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+    except Exception as error:
+        lost = _lost_service(error)
+        if not lost:
+            raise
+        click.echo(f"hydroflow: {lost}; start it again (`hydroflow services up`, or whoever runs yours): the same command goes "
+                   "on from here", err=True)
+        sys.exit(2)
+
+
+def _lost_service(error: Exception) -> str:
+    """What to say when a service went away in the middle of a command; empty for other errors."""
+    import httpx  # Prefect's client; loaded here only, since `--help` needs neither
+    from pymongo.errors import ConnectionFailure
+
+    if isinstance(error, ConnectionFailure):
+        return "MongoDB does not answer any more"
+    if isinstance(error, httpx.TransportError):
+        return "the Prefect server does not answer any more"
+    return ""
