@@ -44,6 +44,8 @@ def run(file: Path, no_agent: bool) -> None:
     # Before Prefect is imported: it reads its settings once.
     os.environ["PREFECT_API_URL"] = api
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # What goes wrong is in Prefect's page with its traceback; here the command ends with one line about it.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     _show_progress()
