@@ -1,7 +1,8 @@
-"""Any DPA model through deepmd-kit's graph evaluation: structures of different sizes together, on a CPU or a GPU."""
+"""Any DPA model through deepmd-kit's own networks: structures of different sizes together, on a CPU or a GPU."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,13 @@ import numpy as np
 from hydroflow.errors import DataError
 from hydroflow.lam.backend import import_deepmd
 
+_ANGLES_AT_ONCE = 2e6
+"""Pairs of neighbours evaluated together by a descriptor with angles: some hundred bytes each, so about a gigabyte."""
 
-class GraphKernel:
-    """A checkpoint of any descriptor that deepmd-kit evaluates as a graph (DPA-1, DPA-2, DPA-3).
+
+def deepmd_kernel(params: Mapping[str, Any], state: Mapping[str, Any], device: str) -> Kernel:
+    """What evaluates a checkpoint: deepmd-kit's graph where the descriptor has one (DPA-1, DPA-2), else its lists of neighbours
+    (DPA-3 in deepmd-kit 3.2).
 
     Parameters
     ----------
@@ -20,22 +25,46 @@ class GraphKernel:
         As :func:`hydroflow.lam.model.read_checkpoint` returns them.
     device : str
         ``cpu`` or ``cuda``.
-    """
 
-    def __init__(self, params: Mapping[str, Any], state: Mapping[str, Any], device: str) -> None:
+    Raises
+    ------
+    DataError
+        for a model without one descriptor, which neither can take.
+    """
+    network = rebuilt(params, state)
+    if getattr(network.atomic_model, "descriptor", None) is None or not network.atomic_model.mixed_types():
+        raise DataError(f"hydroflow cannot evaluate this {params['descriptor'].get('type')} model; train one with the descriptor "
+                        "settings that hydroflow writes")
+    graph = as_graph(network)
+    if getattr(graph.atomic_model.descriptor, "uses_graph_lower", lambda: False)():
+        return GraphKernel(graph, device)
+    return ListKernel(network, device)
+
+
+def rebuilt(params: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """deepmd-kit's network of a checkpoint, as it was trained."""
+    import_deepmd()
+    from deepmd.pt.model.model import get_model
+
+    network = get_model(dict(params))
+    network.atomic_model.load_state_dict(dict(state), strict=False)
+    return network
+
+
+def as_graph(network: Any) -> Any:
+    """The same network in deepmd-kit's form that can be evaluated on a graph."""
+    from deepmd.pt_expt.model.model import BaseModel
+
+    return BaseModel.deserialize(network.serialize())
+
+
+class Kernel(ABC):
+    """Energies, forces and virials of a batch given as edges."""
+
+    def __init__(self, model: Any, device: str) -> None:
         import torch
 
-        import_deepmd()
-        from deepmd.pt.model.model import get_model
-        from deepmd.pt_expt.model.model import BaseModel
-
-        reference = get_model(dict(params))
-        reference.atomic_model.load_state_dict(dict(state), strict=False)
-        self.model = BaseModel.deserialize(reference.serialize()).to(device).eval()
-        descriptor = getattr(self.model.atomic_model, "descriptor", None)
-        if descriptor is None or not getattr(descriptor, "uses_graph_lower", lambda: False)():
-            raise DataError(f"deepmd-kit cannot evaluate this {params['descriptor'].get('type')} model as a graph; train one "
-                            "with the descriptor settings that hydroflow writes")
+        self.model = model.to(device).eval()
         self.cutoff_a = float(self.model.get_rcut())
         self.device = device
         self.torch = torch
@@ -48,12 +77,13 @@ class GraphKernel:
 
         Out of GPU memory, the batch is halved and goes on.
         """
-        try:
-            return self._evaluate(offsets, types, pointers, neighbour, vector)
-        except self.torch.OutOfMemoryError:
-            if len(offsets) <= 2:
-                raise
-            self.torch.cuda.empty_cache()
+        if len(offsets) <= 2 or self.fits(len(types)):
+            try:
+                return self._evaluate(offsets, types, pointers, neighbour, vector)
+            except self.torch.OutOfMemoryError:
+                if len(offsets) <= 2:
+                    raise
+                self.torch.cuda.empty_cache()
         half = len(offsets) // 2
         parts = []
         for piece in (offsets[:half + 1], offsets[half:]):
@@ -61,6 +91,18 @@ class GraphKernel:
             e0, e1 = pointers[a], pointers[b]
             parts.append(self(piece - a, types[a:b], pointers[a:b + 1] - e0, neighbour[e0:e1] - np.int32(a), vector[e0:e1]))
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+    def fits(self, atoms: int) -> bool:
+        """Whether so many atoms may be tried at once."""
+        return True
+
+    @abstractmethod
+    def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+class GraphKernel(Kernel):
+    """A descriptor that deepmd-kit evaluates on a graph."""
 
     def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,3 +116,50 @@ class GraphKernel:
         return (out["energy_redu"][:, 0].detach().double().cpu().numpy(),
                 out["energy_derv_r"][:, 0].detach().double().cpu().numpy(),
                 out["energy_derv_c_redu"][:, 0].reshape(-1, 3, 3).detach().double().cpu().numpy())
+
+
+class ListKernel(Kernel):
+    """A descriptor that deepmd-kit evaluates on padded lists of neighbours.
+
+    The whole batch is one frame without a cell: every atom sits at the origin, and every edge ends at an image of its neighbour
+    of its own, at the edge's vector. A descriptor sees nothing but these differences, so that derivatives with respect to them
+    give forces and virial, and structures cannot see each other.
+    """
+
+    def __init__(self, model: Any, device: str) -> None:
+        super().__init__(model, device)
+        self.limit = int(model.get_nsel())
+        inner = getattr(getattr(model.atomic_model.descriptor, "repflows", None), "a_sel", 0)
+        self.most_atoms = _ANGLES_AT_ONCE / max(inner**2, self.limit)
+
+    def fits(self, atoms: int) -> bool:
+        return atoms <= self.most_atoms
+
+    def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
+                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        torch = self.torch
+        atoms = len(types)
+        centre = np.repeat(np.arange(atoms), np.diff(pointers))
+        order = np.lexsort(((vector**2).sum(axis=1), centre))  # the closest first: angles are between the first ones
+        rank = np.arange(len(order)) - pointers[centre]
+        kept = rank < self.limit
+        lists = np.full((atoms, self.limit), -1, np.int64)
+        lists[centre[kept], rank[kept]] = atoms + order[kept]
+
+        species = torch.from_numpy(types.astype(np.int64))
+        owner = torch.from_numpy(neighbour.astype(np.int64))
+        image = torch.from_numpy(vector.astype(np.float64)).to(self.device).requires_grad_(True)
+        out = self.model.atomic_model.forward_common_atomic(
+            torch.cat([torch.zeros((atoms, 3), dtype=image.dtype, device=self.device), image])[None],
+            torch.cat([species, species[owner]])[None].to(self.device), torch.from_numpy(lists)[None].to(self.device),
+            mapping=torch.cat([torch.arange(atoms), owner])[None].to(self.device))
+        each = out["energy"][0, :, 0].double()
+        slope = torch.autograd.grad(each.sum(), image)[0].double().cpu().numpy()
+        structure = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        energy = np.bincount(structure, each.detach().cpu().numpy(), len(offsets) - 1)
+        forces = np.zeros((atoms, 3))
+        np.add.at(forces, centre, slope)
+        np.subtract.at(forces, neighbour, slope)
+        virial = np.zeros((len(energy), 3, 3))
+        np.subtract.at(virial, structure[centre], vector[:, :, None] * slope[:, None, :])
+        return energy, forces, virial

@@ -2,7 +2,7 @@
 
 ``LamModel.load`` reads a deepmd-kit PyTorch checkpoint. DPA-1 without attention on a CPU is computed by
 :mod:`hydroflow.lam.dpa1_cpu`, which needs neither deepmd-kit nor its start-up time; everything else, and every model on a GPU,
-by deepmd-kit's own graph evaluation (:mod:`hydroflow.lam.graph`), which takes structures of different sizes together.
+by deepmd-kit's own networks (:mod:`hydroflow.lam.graph`), which takes structures of different sizes together.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class LamModel:
         if device == "cpu" and dpa1_cpu.supports(params):
             arrays = {k: v.numpy() for k, v in state.items()}
             return cls(dpa1_cpu.Dpa1Cpu(params, arrays), list(params["type_map"]), Path(path).name)
-        from hydroflow.lam.graph import GraphKernel
+        from hydroflow.lam.graph import deepmd_kernel
 
-        return cls(GraphKernel(params, state, device), list(params["type_map"]), Path(path).name)
+        return cls(deepmd_kernel(params, state, device), list(params["type_map"]), Path(path).name)
 
     @property
     def cutoff_a(self) -> float:

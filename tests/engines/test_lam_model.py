@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hydroflow.lam import LamModel, relax
 from hydroflow.lam.backend import import_deepmd
 from hydroflow.lam.dpa1_cpu import Dpa1Cpu
 from hydroflow.lam.ensemble import Ensemble
-from hydroflow.lam.graph import GraphKernel
+from hydroflow.lam.graph import GraphKernel, Kernel, ListKernel, as_graph, rebuilt
 from hydroflow.lam.metrics import errors
 from hydroflow.lam.model import read_checkpoint
 from tests.lam.labelled import frames as labelled
@@ -57,11 +58,20 @@ def test_the_fused_kernels_agree_with_deepmd_kit(model: LamModel) -> None:
         np.testing.assert_allclose(mine.virial_ev[i], v[0].reshape(3, 3), atol=5e-3)
 
 
-def test_the_graph_evaluation_agrees_on_a_ragged_batch(model: LamModel) -> None:
-    params_state = read_checkpoint(trained()[0] / "model.pt")
-    graph = LamModel(GraphKernel(params_state[1], params_state[0], "cpu"), model.type_map)
+def by_graph(path: Path) -> Kernel:
+    state, params = read_checkpoint(path)
+    return GraphKernel(as_graph(rebuilt(params, state)), "cpu")
+
+
+def by_lists(path: Path) -> Kernel:
+    state, params = read_checkpoint(path)
+    return ListKernel(rebuilt(params, state), "cpu")
+
+
+@pytest.mark.parametrize("kernel", [by_graph, by_lists])
+def test_deepmd_kits_networks_agree_on_a_ragged_batch(kernel: Callable[[Path], Kernel], model: LamModel) -> None:
     frames = labelled()[:50]
-    a, b = model.evaluate(frames), graph.evaluate(frames)
+    a, b = model.evaluate(frames), LamModel(kernel(trained()[0] / "model.pt"), model.type_map).evaluate(frames)
     np.testing.assert_allclose(a.energy_ev, b.energy_ev, atol=2e-4)
     np.testing.assert_allclose(a.forces_ev_a, b.forces_ev_a, atol=2e-3)
     np.testing.assert_allclose(a.virial_ev, b.virial_ev, atol=5e-3)
@@ -83,7 +93,7 @@ class TestOutOfMemory:
     @pytest.fixture
     def small(self) -> LamModel:
         state, params = read_checkpoint(STORED)
-        kernel = _SmallMemory(params, state, "cpu")
+        kernel = _SmallMemory(as_graph(rebuilt(params, state)), "cpu")
         kernel.sizes = []
         return LamModel(kernel, params["type_map"])
 

@@ -19,6 +19,7 @@ from hydroflow.dispatch.engine import engine_for
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.lam import LamModel, relax
+from hydroflow.lam.backend import import_deepmd
 from hydroflow.lam.formats import write_training_systems
 from hydroflow.lam.inputs import descriptor_config, energy_fitting_config, energy_loss_config, learning_rate_config
 from hydroflow.lam.train import Train, checkpoints, read_learning_curve
@@ -154,15 +155,24 @@ class TestBranch:
         assert failure.value.code is FailureCode.bad_input
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("descriptor", ["dpa2", "dpa3"])
 def test_the_larger_descriptors_train_evaluate_and_relax(descriptor: str, tmp_path: Path) -> None:
+    import_deepmd()
+    from deepmd.infer import DeepPot
+
     model = MODEL.model_copy(update={"descriptor": descriptor, "start_lr": 1e-3, "batch_size": "auto:16"})
     folder = job_folder(tmp_path / "job", labelled()[:60])
     result = Train().compute(inputs(60, model=model), {}, folder)
     loss = result["learning_curve"]["rmse_trn"]
     assert np.mean(loss[-10:]) < 0.8 * np.mean(loss[:3])
     lam = LamModel.load(folder / "model.pt", device="cpu")
+    frames = labelled()[:40:9]
+    mine, reference = lam.evaluate(frames), DeepPot(str(folder / "model.pt"))
+    for i, one in enumerate(frames):
+        e, f, v = reference.eval(one.positions.reshape(1, -1), one.cells.reshape(1, 9), lam.types(one.numbers))
+        assert mine.energy_ev[i] == pytest.approx(float(e[0, 0]), abs=5e-4)
+        np.testing.assert_allclose(mine.forces_ev_a[frames.offsets[i]:frames.offsets[i + 1]], f[0], atol=5e-3)
+        np.testing.assert_allclose(mine.virial_ev[i], v[0].reshape(3, 3), atol=1e-2)
     one = labelled()[3]
     step = np.zeros_like(one.fractional)
     step[1, 0] = 1e-3
