@@ -86,7 +86,9 @@ def judge(path: Path, program: str, exit_code: str = "") -> None:
     if "JOB DONE" not in text:
         killed = exit_code in ("", "137", "143", "-9", "-15", "130")
         code = FailureCode.killed if killed else FailureCode.truncated_output
-        raise EngineFailure(code, f"{path.name} stops before the end of the run", {"file": path.name, "exit_code": exit_code})
+        words = f" (exit code {exit_code})" if exit_code else ""
+        raise EngineFailure(code, f"{path.name} stops before the end of the run{words}",
+                            {"file": path.name, "exit_code": exit_code})
 
 
 def _error_text(text: str) -> str:

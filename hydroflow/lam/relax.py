@@ -22,6 +22,10 @@ STATUSES = ("converged", "max_steps", "atoms_too_close", "exploded", "non_finite
 _MAX_VOLUME_RATIO = 2.5
 """Beyond this change of volume a cell has left the pressure it was made for: it fell into a hole of the model or blew up."""
 _MAX_FORCE_EV_A = 1e4
+_OVERLAP_STEPS = 10
+"""A random crystal often overshoots into an overlap in its first steps and comes back; one that stays this long has fallen in."""
+_COLLAPSED = 0.5
+"""Share of the allowed distance from which nothing comes back that could be believed."""
 _SLOTS = {"cpu": 128, "cuda": 4096}
 
 
@@ -154,6 +158,7 @@ class _Batch:
         self.active = np.zeros(slots, bool)
         self.counts = np.zeros(slots, np.int64)
         self.steps = np.zeros(slots, np.int64)
+        self.overlaps = np.zeros(slots, np.int64)
         self.pressures = np.zeros(slots)
         self.volumes0 = np.ones(slots)
         self.fmax = np.zeros(slots)
@@ -187,6 +192,7 @@ class _Batch:
         if self.settings.keep_symmetry:
             fractional, cell, self.groups[b] = symmetry.symmetrised(fractional, cell, self.arrays.numbers[rows])
         self.owner[b], self.counts[b], self.steps[b], self.pressures[b] = k, n, 0, self.all_pressures[k]
+        self.overlaps[b] = 0
         self.cells0[b] = cell
         self.volumes0[b] = abs(np.linalg.det(cell))
         self.inverse0[b] = np.linalg.inv(cell) if self.volumes0[b] > 1e-6 else np.eye(3)
@@ -232,7 +238,9 @@ class _Batch:
         status[steps >= settings.max_steps] = "max_steps"
         status[fmax < settings.fmax_ev_a] = "converged"
         status[~np.isfinite(energy) | ~np.isfinite(fmax) | (fmax > _MAX_FORCE_EV_A)] = "non_finite"
-        status[contact < 1] = "atoms_too_close"
+        self.overlaps[slots] = np.where(contact < 1, self.overlaps[slots] + 1, 0)
+        lost = (self.overlaps[slots] > _OVERLAP_STEPS) | (contact < _COLLAPSED) | (status != "")
+        status[(contact < 1) & lost] = "atoms_too_close"
         status[exploded | ~np.isfinite(volumes)] = "exploded"
         finished = np.flatnonzero(status != "")
         if recorder is not None:

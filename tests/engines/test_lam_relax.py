@@ -9,14 +9,15 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import Relaxation
+from hydroflow.campaign import Campaign, Relaxation
 from hydroflow.errors import DataError
 from hydroflow.lam import LamModel, relax
 from hydroflow.lam.neighbours import closest_contacts
 from hydroflow.lam.phonons import Phonons, minimum_frequencies
+from hydroflow.structures import Request, generate
 from hydroflow.units import EV_A3_GPA, GPA_A3_EV
 from tests.lam.labelled import frames as labelled
-from tests.lam.trained import trained
+from tests.lam.trained import STORED, trained
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 PRESSURE = 200.0
@@ -116,6 +117,18 @@ def test_broken_structures_are_stopped_and_named(model: LamModel) -> None:
     assert np.isnan(out.relaxed.columns["enthalpy_ev"][:3]).all() and not out.relaxed.columns["converged"][:3].any()
     assert np.isfinite(out.relaxed.columns["energy_ev"][3:]).all()
     assert np.isfinite(out.frames.columns["energy_ev"]).all()
+
+
+def test_a_passing_overlap_costs_no_structure() -> None:
+    """Many random crystals overshoot into an overlap in their first steps and come back; what stays in one is broken."""
+    campaign = Campaign.model_validate({"name": "overlap", "space": {"elements": ["Mg", "Ca"], "max_metal_atoms": 2}})
+    starts = generate(campaign, [Request({"Mg": 1, "Ca": 1, "H": n}, 12) for n in (6, 8, 12)], PRESSURE, seed=3)
+    out = relax(LamModel.load(STORED, device="cpu"), starts, PRESSURE, Relaxation(max_steps=200), record="all")
+    status = out.relaxed.columns["status"].astype(str)
+    overlapped = np.unique(out.frames.columns["parent"][closest_contacts(out.frames) < 1])
+    back = overlapped[status[overlapped] == "converged"]
+    assert len(back) >= 3 and "atoms_too_close" in status[overlapped]
+    assert (closest_contacts(out.relaxed[np.flatnonzero(np.isfinite(out.relaxed.columns["energy_ev"]))]) >= 1).all()
 
 
 def test_no_structures_give_no_structures(model: LamModel) -> None:
