@@ -118,8 +118,10 @@ def coupling_input(values: Mapping[str, Any], *, max_seconds: int, tetrahedra: b
 
 
 def _ph_common(q_mesh: Sequence[int]) -> dict[str, Any]:
-    return {"prefix": PREFIX, "outdir": OUTDIR, "fildyn": f"{PREFIX}.dyn", "fildvscf": "dv", "ldisp": True,
-            "nq1": q_mesh[0], "nq2": q_mesh[1], "nq3": q_mesh[2]}
+    # Nobody reads the symmetry labels of the modes, and looking for them ends ph.x 6.7 in a crystal of the group I4
+    # ("divide_class: wrong angle").
+    return {"search_sym": False, "prefix": PREFIX, "outdir": OUTDIR, "fildyn": f"{PREFIX}.dyn", "fildvscf": "dv",
+            "ldisp": True, "nq1": q_mesh[0], "nq2": q_mesh[1], "nq3": q_mesh[2]}
 
 
 def q2r_input(sigma_count: int) -> str:

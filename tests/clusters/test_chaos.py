@@ -159,6 +159,9 @@ def test_a_year_of_troubles(mongod, settings, store, sites, s3, small_disk, agen
     # ten of the 200 never finish: each trouble came in the middle
     assert len(trouble.unfinished) == 6 and min(trouble.unfinished.values()) > 20, trouble.unfinished
 
+    bad = {s.key for s in broken + garbage}
+    lost = {j.label: (j.attempt, j.failure) for j in jobs.values() if j.state != "done" and j.key not in bad}
+    assert not lost
     assert Counter(j.state for j in jobs.values()) == {"done": 190, "quarantined": 10}
     assert [jobs[s.key].result["answer"] for s in good] == list(range(185))
     assert jobs[victim.key].state == "done" and jobs[victim.key].attempt > 1
