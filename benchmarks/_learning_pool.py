@@ -1,10 +1,9 @@
-"""Makes a pool of labelled frames for benchmarks/learning.py: ``python -m benchmarks._learning_pool FOLDER``.
+"""Makes the pool of labelled frames of benchmarks/learning.py: ``python -m benchmarks._learning_pool FOLDER``.
 
-Unlike ``data/learning_pool.parquet``, whose frames a campaign had chosen already, this is what an exploration yields before any
-choice: random crystals (``bootstrap``), frames drawn evenly from all trajectories (``pool``), and from those of other crystals
-(``test``), all labelled by pw.x with the protocol ``fast``. FOLDER keeps what is labelled, so that a stopped run goes on, and
-gets ``pool.parquet`` at the end; a quarter of an hour on two cores. ``python -m benchmarks.learning --pool
-FOLDER/pool.parquet`` measures with it.
+It is what an exploration yields before any choice: random crystals (``bootstrap``), frames drawn evenly from all trajectories
+(``pool``), and from those of other crystals (``test``), all labelled by pw.x with the protocol ``fast``. FOLDER keeps what is
+labelled, so that a stopped run goes on, and gets ``pool.parquet`` at the end; eleven minutes on two cores.
+``data/learning_pool.parquet`` is a copy; ``python -m benchmarks.learning --pool FOLDER/pool.parquet`` measures with another.
 """
 
 from __future__ import annotations
