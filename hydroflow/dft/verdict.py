@@ -51,6 +51,8 @@ _SIGNS: tuple[tuple[str, FailureCode, str], ...] = (
     (r"bfgs failed after|bfgs: history already reset.*stop", C.relaxation_not_converged, "the relaxation's line search failed"),
     (r"command not found|No such file or directory.*pw\.x|pw\.x: not found|executable file not found|"
      r"error while loading shared libraries", C.executable_missing, "pw.x could not be started"),
+    # a start-up race of Open MPI on a busy node, nothing the program or its path could help
+    (r"before MPI_INIT completed|orte_init failed", C.killed, "Open MPI gave up before pw.x began"),
     (r"no slots available|There are not enough slots", C.parallel_limits, "mpirun found too few slots"),
 )
 

@@ -73,6 +73,9 @@ def judge(path: Path, program: str, exit_code: str = "") -> None:
     except OSError:
         raise EngineFailure(FailureCode.missing_output, f"{path.name} was not written: {program} did not start",
                             {"file": path.name}) from None
+    if f"Program {program} v" not in text and re.search(r"before MPI_INIT completed|orte_init failed", text):
+        # a start-up race of Open MPI on a busy node
+        raise EngineFailure(FailureCode.killed, f"{path.name}: Open MPI gave up before {program} began", {"file": path.name})
     if f"Program {program} v" not in text and re.search(r"not found|unable to find|could not access|Permission denied", text):
         raise EngineFailure(FailureCode.executable_missing, f"{path.name}: {' '.join(text.split())[:200]}; check the cluster's "
                             "executables", {"file": path.name})

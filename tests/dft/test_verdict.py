@@ -63,6 +63,12 @@ def test_an_error_that_only_the_crash_file_has():
     assert verdict.diagnose(start, 1).code is FailureCode.truncated_output
 
 
+def test_open_mpi_that_gave_up_at_the_start_is_tried_again():
+    failure = verdict.diagnose("", 1, stderr="[node:06727] Local abort before MPI_INIT completed completed successfully, but am "
+                               "not able to aggregate error messages, and not able to guarantee that all others were killed!")
+    assert failure.code is FailureCode.killed
+
+
 def test_a_program_that_never_started():
     failure = verdict.diagnose("", 127, stderr="bash: line 1: pw.x: command not found")
     assert failure.code is FailureCode.executable_missing

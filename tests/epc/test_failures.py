@@ -47,6 +47,17 @@ def test_real_failures_get_their_code(name, program, code, exit_code):
     assert caught.value.code is code
 
 
+ABORTED = ("[node:06727] Local abort before MPI_INIT completed completed successfully, but am not able to aggregate error "
+           "messages, and not able to guarantee that all other processes were killed!\n")
+
+
+def test_open_mpi_that_gave_up_at_the_start_is_tried_again(tmp_path):
+    (tmp_path / "coarse.out").write_text(ABORTED)
+    with pytest.raises(EngineFailure, match="gave up before PWSCF began") as caught:
+        judge(tmp_path / "coarse.out", "PWSCF", "1")
+    assert EpcScf().recover(JobSpec("epc.scf", {}, "qe"), caught.value, 1) is not None
+
+
 def test_a_good_run_passes():
     judge(OUTPUTS / "ok_ph.out", "PHONON", "0")
 
