@@ -153,11 +153,13 @@ class Collector:
     # ---- what did not work ----
     def _failure(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, failure: EngineFailure,
                  cost: Mapping[str, Any], folder: Path) -> Verdict:
-        key, count = job["_id"], job.get("failures", 0) + 1
-        told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name}
+        key, count, times = job["_id"], job.get("failures", 0) + 1, _times(job)
+        told = {**failure.to_dict(), "attempt": job["attempt"], "cluster": self.name, "times": times}
         if failure.code is FailureCode.disk_full:
             return self._lost(job, spec, engine, cost, FailureCode.disk_full, failure.message)
-        recovery = self._recovery(engine, spec, failure, count)
+        # a job that was killed before has not used up what is declared for other failures
+        again = times.get(failure.code.value, 0) + 1
+        recovery = self._recovery(engine, spec, failure, again)
         bound = recovery is not None and recovery.keep_folder
         if failure.code is FailureCode.executable_missing or (
                 failure.code in UNEXPLAINED and not bound and self.elsewhere(job)):
@@ -165,6 +167,7 @@ class Collector:
             avoid = sorted({*job.get("avoid", []), self.name})
             return Verdict(Change(key, State.prepared, f"{failure}; to be run on another cluster than {self.name}",
                                   {"avoid": avoid, "failure": told, "cost": cost}, ("restart_from",)), failure.code)
+        told["times"] = {**times, failure.code.value: again}
         if recovery is not None:
             return Verdict(Change(key, State.prepared, f"{failure}; {recovery.action}", {
                 "failures": count, "failure": told, "cost": cost,
@@ -180,7 +183,8 @@ class Collector:
               what: str) -> Verdict:
         """The machine's fault: the job is run again after a pause, going on from its checkpoints where it started."""
         key, losses = job["_id"], job.get("losses", 0) + 1
-        told = {"code": code.value, "message": what, "details": {}, "attempt": job["attempt"], "cluster": self.name}
+        told = {"code": code.value, "message": what, "details": {}, "attempt": job["attempt"], "cluster": self.name,
+                "times": _times(job)}
         if losses >= MAX_LOSSES:
             return Verdict(Change(
                 key, State.failed, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
@@ -217,6 +221,11 @@ class Collector:
             "gpus": spec.resources.gpus, "attempt": job["attempt"], "wall_s": times.wall_s + before.get("wall_s", 0.0),
             "core_hours": core_hours + before.get("core_hours", 0.0),
             "gpu_hours": gpu_hours + before.get("gpu_hours", 0.0), "money": money + before.get("money", 0.0)}
+
+
+def _times(job: Mapping[str, Any]) -> dict[str, int]:
+    """How often each code was a verdict against the job, since the last retry by hand; it travels with its last failure."""
+    return dict((job.get("failure") or {}).get("times", {}))
 
 
 def _archive(folder: Path) -> bytes:

@@ -68,7 +68,7 @@ class Engine(Protocol):
         ``folder/exit_code`` (text), standard output in ``stdout.txt``, standard error in ``stderr.txt``."""
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
-        """What to do after the `attempt`-th failure (1-based); None sends the job to quarantine."""
+        """What to do after the job's `attempt`-th failure (1-based) with this code; None sends it to quarantine."""
 
 
 @cache

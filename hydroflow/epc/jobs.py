@@ -84,6 +84,10 @@ def _pools(job: JobSpec, adjustments: Mapping[str, Any]) -> str:
     return f" -nk {pools}" if pools > 1 else ""
 
 
+_DAMAGED = (FailureCode.missing_restart_data, FailureCode.truncated_output, FailureCode.missing_output,
+            FailureCode.corrupted_output)
+
+
 def _killed(failure: EngineFailure, attempt: int, most: int = 6) -> Recovery | None:
     if failure.code in (FailureCode.walltime, FailureCode.killed) and attempt <= most:
         return Recovery("continued from the checkpoints in its folder", keep_folder=True)
@@ -162,11 +166,15 @@ mv {SAVE}.part {SAVE}
             "coarse.out": folder / "coarse.out"})
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
+        if failure.code is FailureCode.parallel_limits and attempt <= 1:
+            return Recovery("without pools", {"pools": 1})
         if failure.code in (FailureCode.scf_not_converged, FailureCode.charge_density) and attempt <= 2:
             beta = 0.3 if attempt == 1 else 0.1
             return Recovery(f"mixing_beta {beta}, up to 300 steps", {"mixing_beta": beta, "electron_maxstep": 300})
-        if failure.code is FailureCode.diagonalisation and attempt <= 2:
+        if failure.code is FailureCode.diagonalisation and attempt <= 1:
             return Recovery("conjugate-gradient diagonalisation", {"diagonalization": "cg"})
+        if failure.code in _DAMAGED and attempt <= 1:
+            return Recovery("started afresh")
         return _killed(failure, attempt)
 
 
@@ -263,8 +271,7 @@ fi
             return Recovery(action, changes, keep_folder=True)
         if failure.code is FailureCode.parallel_limits and attempt <= 1:
             return Recovery("without pools", {"pools": 1}, keep_folder=True)
-        if failure.code in (FailureCode.missing_restart_data, FailureCode.truncated_output, FailureCode.missing_output,
-                            FailureCode.corrupted_output) and attempt <= 1:
+        if failure.code in _DAMAGED and attempt <= 1:
             return Recovery("started afresh from the saved ground state")
         return _killed(failure, attempt, most=12)
 
@@ -272,8 +279,9 @@ fi
 class EpcCollect:
     """All q points together: interpolation, α²F, λ(σ), Tc and the verdict (kind ``epc.collect``).
 
-    Inputs: crystal, protocol (settings), q_mesh, coarse, n_q, mu_stars, hydrogen_dos_share. Files: ``x.dyn0``, and per q
-    ``x.dyn<q>``, ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q but Γ.
+    Inputs: crystal, protocol (settings), q_mesh, coarse, n_q, mu_stars, hydrogen_dos_share, pressure_gpa (wanted; None where
+    nobody said), limits (of the verdict). Files: the ground state's ``coarse.out``, ``x.dyn0``, and per q ``x.dyn<q>``,
+    ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q but Γ.
     """
 
     kind = "epc.collect"
@@ -299,8 +307,8 @@ class EpcCollect:
         return f"Q2R='{executables['q2r.x']}' MATDYN='{executables['matdyn.x']}' sh run.sh"
 
     def outputs(self, job: JobSpec) -> tuple[str, ...]:
-        return ("q2r.out", "matdyn.out", "a2F.dos*", "path.freq", "elph.gamma.*", f"{PREFIX}.phdos", f"{PREFIX}.fc",
-                f"{PREFIX}.dyn*", "couplings*")
+        return ("q2r.out", "matdyn.out", "a2F.dos*", "*.freq", "elph.gamma.*", f"{PREFIX}.phdos", f"{PREFIX}.fc",
+                f"{PREFIX}.dyn*", "couplings*", "coarse.out")
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
         note = _interpolation_failure(job, folder)

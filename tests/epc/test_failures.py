@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from hydroflow.campaign import Cluster
+from hydroflow.dispatch.collector import Collector
+from hydroflow.dispatch.engine import Collected
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc.failures import judge, timings
 from hydroflow.epc.jobs import EpcQ, EpcScf
@@ -107,3 +112,47 @@ def test_declared_recoveries():
     assert recover(C.symmetry_mismatch, 1) is None
     assert EpcScf().recover(job, EngineFailure(C.scf_not_converged, "x"), 1).adjustments["mixing_beta"] == 0.3
     assert EpcScf().recover(job, EngineFailure(C.bad_pseudopotential, "x"), 1) is None
+    assert EpcScf().recover(job, EngineFailure(C.parallel_limits, "x"), 1).adjustments == {"pools": 1}
+    assert EpcScf().recover(job, EngineFailure(C.truncated_output, "x"), 1) is not None
+    assert EpcScf().recover(job, EngineFailure(C.truncated_output, "x"), 2) is None
+
+
+class _Scripted(EpcQ):
+    """ph.x whose runs end one after the other as the script says."""
+
+    def __init__(self, *codes: FailureCode) -> None:
+        self.codes = list(codes)
+
+    def collect(self, job: JobSpec, folder: Path) -> Collected:
+        raise EngineFailure(self.codes.pop(0), "as the script says")
+
+
+def _attempts(monkeypatch: pytest.MonkeyPatch, folder: Path, *codes: FailureCode) -> dict[str, Any]:
+    """The job's document after attempts that failed like that, judged one by one by the agent's collector."""
+    engine = _Scripted(*codes)
+    monkeypatch.setattr("hydroflow.dispatch.collector.engine_for", lambda kind: engine)
+    ledger = SimpleNamespace(change=lambda changes: told.extend(changes))
+    objects = SimpleNamespace(put=lambda data: "sha256:0", put_file=lambda path: "sha256:0")
+    told: list[Any] = []
+    collector = Collector(ledger, objects, "here", Cluster())
+    job = {"_id": "k", "kind": "epc.q", "inputs": {"tr2_ph": 1e-12}, "engine": "qe", "folder": "f"}
+    (folder / "exit_code").write_text("1\n")
+    for attempt in range(1, len(codes) + 1):
+        collector.collect([({**job, "attempt": attempt}, folder)])
+        job = {k: v for k, v in job.items() if k not in told[-1].unset} | told[-1].values | {"state": told[-1].target.value}
+    return job
+
+
+def test_a_kill_does_not_use_up_the_recovery_of_lost_smearing(monkeypatch, tmp_path):
+    job = _attempts(monkeypatch, tmp_path, C.killed, C.missing_restart_data)
+    assert job["state"] == "prepared" and job["restart_from"] is None
+    assert job["failures"] == 2
+    again = _attempts(monkeypatch, tmp_path, C.killed, C.missing_restart_data, C.walltime, C.missing_restart_data)
+    assert again["state"] == "quarantined", "afresh once only"
+
+
+def test_wall_times_do_not_use_up_the_mixing(monkeypatch, tmp_path):
+    job = _attempts(monkeypatch, tmp_path, C.walltime, C.walltime, C.walltime, C.phonon_not_converged)
+    assert job["state"] == "prepared" and job["restart_from"] == "f/k"
+    assert job["adjustments"]["alpha_mix"] == 0.3
+    assert job["failure"]["times"] == {"walltime": 3, "phonon_not_converged": 1}
