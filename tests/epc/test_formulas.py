@@ -63,17 +63,37 @@ def test_allen_dynes_is_mcmillan_times_the_factors():
     assert mcmillan(2.82, 847, 0.1) == pytest.approx(148.2, abs=0.1)
 
 
-@pytest.mark.parametrize("lam", [1.0, 2.0])
-def test_unscaled_mu_star_raises_tc(lam):
-    # at the same number of frequencies: cut at 10 ω_max, the unscaled repulsion is too weak
-    rise = eliashberg_tc(einstein(lam), 0.1, scaled=False) / eliashberg_tc(einstein(lam), 0.1, scaled=True)
-    assert 1.05 < rise < 1.2
+@pytest.mark.parametrize(("lam", "rise"), [(1.0, 1.105), (2.0, 1.054)])
+def test_unscaled_mu_star_raises_tc_by_as_much_wherever_the_sum_is_cut(lam, rise):
+    # the same number at a cutoff of 10 ω_max is a weaker repulsion
+    for n in (None, 60, 300):
+        ratio = eliashberg_tc(einstein(lam), 0.1, scaled=False, frequencies=n) / eliashberg_tc(einstein(lam), 0.1, frequencies=n)
+        assert ratio == pytest.approx(rise, abs=1e-3)
 
 
 @pytest.mark.parametrize("lam", [0.6, 1.0, 2.0])
 def test_scaled_mu_star_does_not_depend_on_the_cutoff(lam):
     few, many = (eliashberg_tc(einstein(lam), 0.13, frequencies=n) for n in (150, 600))
     assert few == pytest.approx(many, rel=4e-3)
+
+
+@pytest.mark.parametrize("mu_star", [0.2, 0.3, 0.4])
+@pytest.mark.parametrize("lam", [1.0, 2.0, 4.0])
+def test_tc_falls_smoothly_to_large_mu_star(lam, mu_star):
+    # a sum cut where the repulsion is infinite would jump, up or down
+    values = [eliashberg_tc(einstein(lam), mu_star + d) for d in (-0.01, 0.0, 0.01)]
+    assert values[0] > values[1] > values[2] > 0
+    assert values[0] - values[1] == pytest.approx(values[1] - values[2], rel=0.5)
+
+
+def test_large_mu_star_is_that_of_a_sum_cut_at_half_the_frequencies():
+    assert eliashberg_tc(einstein(2.0), 0.3) == pytest.approx(eliashberg_tc(einstein(2.0), 0.3, frequencies=17), rel=0.01)
+
+
+@pytest.mark.parametrize(("lam", "mu_star"), [(2.0, 0.45), (1e6, 0.3)])
+def test_mu_star_without_a_value_at_any_cutoff_is_refused(lam, mu_star):
+    with pytest.raises(DataError, match="too large"):
+        eliashberg_tc(einstein(lam), mu_star)
 
 
 def test_no_superconductivity_without_attraction():
