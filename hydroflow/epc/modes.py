@@ -1,7 +1,9 @@
 """All q points of one crystal together: λ_qν with their weights, and the coupling at each broadening.
 
 The three acoustic modes at Γ are left out: their frequency is zero by the acoustic sum rule, what ph.x finds instead is
-noise, and their λ ∝ 1/ω² would be counted at that noise (lambda.x does count them).
+noise, and their λ ∝ 1/ω² would be counted at that noise (lambda.x does count them). They are told by their eigenvectors, not by
+their frequencies: a soft optical mode may lie below the noise. Γ keeps its weight in the sum, for its optical modes; by
+tetrahedra ph.x gives nothing at Γ, and the other q stand for it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hydroflow.epc.coupling import Coupling
-from hydroflow.epc.qe_files import Couplings, Dynamical, read_couplings, read_dynamical
+from hydroflow.epc.qe_files import Couplings, Dynamical, read_couplings, read_dynamical, read_q_list
 from hydroflow.errors import DataError, EngineFailure, FailureCode
 from hydroflow.units import K_PER_THZ
 
@@ -33,6 +35,7 @@ class ModeCouplings:
     acoustic_gamma : (Q, M) bool, the three acoustic modes at Γ.
     sigma_ry, dos : (s,) broadenings and N(E_F) in states/spin/Ry/cell.
     lambdas : (s, Q, M).
+    mesh : number of points of the q mesh; None where nothing says so (no ``x.dyn0``).
     """
 
     q: np.ndarray
@@ -42,6 +45,7 @@ class ModeCouplings:
     sigma_ry: np.ndarray
     dos: np.ndarray
     lambdas: np.ndarray
+    mesh: int | None = None
 
     @property
     def acoustic_thz(self) -> np.ndarray:
@@ -76,25 +80,26 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
     couplings, dynamicals
         One each per irreducible q, in the same order.
     mesh
-        Number of points of the full q mesh; the stars must add up to it.
+        Number of points of the full q mesh, where it is known; the stars must add up to it.
 
     Raises
     ------
     EngineFailure
-        ``missing_output`` for a missing q, ``bad_input`` when files belong to different crystals or q points,
-        ``corrupted_output`` for NaN couplings, ``no_fermi_surface`` for an insulator.
+        ``missing_q`` for a missing q, ``other_structure`` when files belong to different crystals, ``bad_input`` when they
+        belong to different q points or broadenings, ``corrupted_output`` for NaN couplings, ``no_fermi_surface`` for an
+        insulator.
     """
     if len(couplings) != len(dynamicals) or not couplings:
-        raise EngineFailure(FailureCode.missing_output,
+        raise EngineFailure(FailureCode.missing_q,
                             f"{len(couplings)} coupling files but {len(dynamicals)} dynamical matrices")
     first, settings = dynamicals[0], couplings[0]
     for i, (c, d) in enumerate(zip(couplings, dynamicals, strict=True), start=1):
         _same_crystal(first, d, i)
         if len(c.omega2_ry2) != len(d.frequencies_thz):
-            raise EngineFailure(FailureCode.bad_input, f"q {i}: {len(c.omega2_ry2)} modes in the coupling file but "
+            raise EngineFailure(FailureCode.other_structure, f"q {i}: {len(c.omega2_ry2)} modes in the coupling file but "
                                 f"{len(d.frequencies_thz)} in the dynamical matrix: files of different crystals")
         if np.abs(c.q - d.q).max() > 1e-4:
-            raise EngineFailure(FailureCode.bad_input, 
+            raise EngineFailure(FailureCode.bad_input,
                                 f"q {i}: the coupling file is for q = {c.q}, the dynamical matrix for {d.q}")
         if c.sigma_ry.shape != settings.sigma_ry.shape or np.abs(c.sigma_ry - settings.sigma_ry).max() > 1e-6:
             raise EngineFailure(FailureCode.bad_input, f"q {i} was computed with other broadenings than q 1")
@@ -102,7 +107,7 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
             raise EngineFailure(FailureCode.corrupted_output, f"q {i}: NaN or overflow among the couplings")
     weights = np.array([d.star for d in dynamicals], float)
     if mesh is not None and weights.sum() != mesh:
-        raise EngineFailure(FailureCode.missing_output,
+        raise EngineFailure(FailureCode.missing_q,
                             f"the q points found stand for {weights.sum():.0f} of the mesh's {mesh} points: a q is missing")
     dos = settings.dos
     # a wide broadening reaches the bands across a gap
@@ -116,29 +121,32 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
         weights[at_gamma] = 0.0
     frequencies = np.array([c.frequencies_k for c in couplings]) / K_PER_THZ
     acoustic = np.zeros(frequencies.shape, bool)
-    for row, c, gamma in zip(acoustic, couplings, at_gamma, strict=True):
+    for row, d, gamma in zip(acoustic, dynamicals, at_gamma, strict=True):
         if gamma:
-            row[np.argsort(np.abs(c.omega2_ry2))[:3]] = True
+            row[np.argsort(-d.rigid_translations(), kind="stable")[:3]] = True
     lambdas = np.stack([c.precise_lambdas() for c in couplings], axis=1)
-    return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, settings.sigma_ry, dos, lambdas)
+    return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, settings.sigma_ry, dos, lambdas,
+                         mesh)
 
 
 def _same_crystal(a: Dynamical, b: Dynamical, index: int) -> None:
     if (a.symbols != b.symbols or np.abs(a.cell - b.cell).max() > 1e-5 or abs(a.alat_bohr - b.alat_bohr) > 1e-5
             or np.abs(a.positions - b.positions).max() > 1e-5):
-        raise EngineFailure(FailureCode.bad_input, 
+        raise EngineFailure(FailureCode.other_structure,
                             f"the dynamical matrix of q {index} belongs to another crystal than that of q 1")
 
 
 def read_folder(path: Path) -> ModeCouplings:
     """Read the couplings that ph.x left in a folder: ``elph_dir/elph.inp_lambda.*`` or ``*.dyn*.elph.*`` beside ``*.dyn*``.
 
+    Without ``*.dyn0`` only gaps in the numbers of the q tell that one is missing; ``mesh`` of the result is None then.
+
     Raises
     ------
     DataError
         when the folder holds no such files.
     EngineFailure
-        when they are incomplete or do not belong together.
+        ``missing_q`` where a q has no coupling file, and as :func:`combine` and the readers of the files say.
     """
     path = Path(path)
     if path.is_file():
@@ -152,6 +160,11 @@ def read_folder(path: Path) -> ModeCouplings:
             break
     if not files:
         raise DataError(f"{path}: no elph.inp_lambda.* or *.dyn*.elph.* files here; give an alpha2F file or ph.x's folder")
+    lists = sorted(root.glob("*.dyn0"))
+    listed = read_q_list(lists[0]) if lists else None
+    n = max(files) if listed is None else len(listed.points)
+    if missing := [i for i in range(1, n + 1) if i not in files]:
+        raise EngineFailure(FailureCode.missing_q, f"{root}: q {', '.join(map(str, missing))} of {n} has no coupling file")
     order = sorted(files)
     dynamicals = []
     for iq in order:
@@ -160,15 +173,4 @@ def read_folder(path: Path) -> ModeCouplings:
             raise EngineFailure(FailureCode.missing_output, f"{root}: no dynamical matrix *.dyn{iq} for {files[iq].name}; it "
                                 "gives the weight of that q")
         dynamicals.append(read_dynamical(found[0]))
-    lists = sorted(root.glob("*.dyn0"))
-    mesh = None
-    if lists:
-        from hydroflow.epc.qe_files import read_q_list
-
-        listed = read_q_list(lists[0])
-        mesh = int(np.prod(listed.grid))
-        missing = [i for i in range(1, len(listed.points) + 1) if i not in files]
-        if missing:
-            raise EngineFailure(FailureCode.missing_output, f"{root}: q {', '.join(map(str, missing))} of {len(listed.points)} "
-                                "has no coupling file")
-    return combine([read_couplings(files[i]) for i in order], dynamicals, mesh)
+    return combine([read_couplings(files[i]) for i in order], dynamicals, None if listed is None else int(np.prod(listed.grid)))

@@ -63,6 +63,27 @@ class Dynamical:
     matrix: np.ndarray
     masses: np.ndarray
 
+    def rigid_translations(self) -> np.ndarray:
+        """(3N,) how far each mode moves the crystal as a whole, 0 to 1; modes ascend in ω², as in ph.x's files.
+
+        The share of the mode's eigenvector in the space of the three rigid translations. At Γ these are the acoustic modes:
+        their share is 1 but for what breaks the sum rule, that of all others 0.
+
+        Raises
+        ------
+        EngineFailure
+            ``corrupted_output`` when the matrix has no eigenvectors (NaN or overflow).
+        """
+        root = np.repeat(np.sqrt(self.masses), 3)
+        if not (np.isfinite(self.matrix).all() and np.isfinite(root).all() and (root > 0).all()):
+            raise EngineFailure(FailureCode.corrupted_output, "NaN or overflow in the dynamical matrix or its masses")
+        _, vectors = np.linalg.eigh((self.matrix + self.matrix.conj().T) / 2 / np.outer(root, root))
+        rigid = np.zeros((3, len(root)))
+        for axis in range(3):
+            rigid[axis, axis::3] = root[axis::3]
+        rigid /= np.linalg.norm(rigid, axis=1, keepdims=True)
+        return (np.abs(rigid @ vectors) ** 2).sum(axis=0)
+
 
 @dataclass(frozen=True)
 class Couplings:
@@ -105,6 +126,14 @@ def _truncated(path: Path, what: str) -> EngineFailure:
     return EngineFailure(FailureCode.truncated_output, f"{path.name} is incomplete: {what}", {"file": path.name})
 
 
+def _first(path: Path, text: str, what: str) -> float:
+    """The first number in a piece of text."""
+    found = numbers(text)
+    if not found:
+        raise _truncated(path, f"no number for {what}")
+    return found[0]
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
@@ -121,7 +150,7 @@ def read_q_list(path: Path) -> QList:
         points = np.array([numbers(line)[:3] for line in lines[2:2 + n]], float)
     except (IndexError, ValueError) as error:
         raise _truncated(path, "no q mesh and list of q points") from error
-    if len(grid) != 3 or points.shape != (n, 3):
+    if len(grid) != 3 or min(grid) < 1 or points.shape != (n, 3):
         raise _truncated(path, f"{n} q points announced, {len(points)} listed")
     return QList(grid, points)
 
@@ -200,7 +229,7 @@ def read_couplings(path: Path) -> Couplings:
     head = numbers(sections[0])
     if tetrahedra:
         head.insert(3, 1.0)  # no number of broadenings there
-    if len(head) < 5:
+    if len(head) < 5 or not np.isfinite(head[:5]).all():
         raise _truncated(path, "no header")
     n_sigma, modes = int(head[3]), int(head[4])
     omega2 = np.array(head[5:])
@@ -211,12 +240,12 @@ def read_couplings(path: Path) -> Couplings:
     sigma, dos, fermi = np.zeros(n_sigma), np.zeros(n_sigma), np.zeros(n_sigma)
     lambdas, gamma = np.zeros((n_sigma, modes)), np.zeros((n_sigma, modes))
     for i, section in enumerate(sections[1:]):
-        sigma[i] = 0.0 if tetrahedra else numbers(section.splitlines()[0])[0]
+        sigma[i] = 0.0 if tetrahedra else _first(path, section.partition("\n")[0], "a broadening")
         levels = re.search(r"DOS\s*=(.*?)states.*?Ef\s*=(.*?)eV", section, re.DOTALL)
         rows = re.findall(r"lambda\(\s*\d+\)\s*=(.*?)gamma\s*=(.*?)GHz", section)
         if levels is None or len(rows) != modes:
             raise _truncated(path, f"broadening {i + 1}: {len(rows)} of {modes} modes")
-        dos[i], fermi[i] = numbers(levels[1])[0], numbers(levels[2])[0]
+        dos[i], fermi[i] = (_first(path, level, "N(E_F) and E_F") for level in levels.groups())
         for nu, (lam, gam) in enumerate(rows):
-            lambdas[i, nu], gamma[i, nu] = numbers(lam)[0], numbers(gam)[0]
+            lambdas[i, nu], gamma[i, nu] = _first(path, lam, "a λ"), _first(path, gam, "a linewidth")
     return Couplings(np.array(head[:3]), omega2, sigma, dos, fermi, lambdas, gamma)

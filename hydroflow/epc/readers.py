@@ -22,7 +22,11 @@ from hydroflow.units import K_PER_CM1, K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, 
 UNITS = {"Ry": K_PER_RYDBERG, "Ha": K_PER_HARTREE, "THz": K_PER_THZ, "meV": K_PER_MEV, "cm-1": K_PER_CM1, "K": 1.0}
 """K per unit."""
 _UNIT_WORDS = {"ry": "Ry", "rydberg": "Ry", "ha": "Ha", "hartree": "Ha", "thz": "THz", "mev": "meV", "cm-1": "cm-1",
-               "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K", "k": "K"}
+               "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K"}
+
+
+class UnknownUnit(DataError):
+    """The unit of the frequencies is none that is known, or the file does not say which it is."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,28 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
 
     Raises
     ------
+    UnknownUnit
+        when the unit is not known, or the file names none or several.
     DataError
-        when the file cannot be read, its unit is unknown, or it holds no usable coupling.
+        when the file cannot be read or holds no usable coupling.
     EngineFailure
         when a folder of ph.x couplings is incomplete or mixed.
     """
     path = Path(path)
     if unit != "auto" and unit not in UNITS:
-        raise DataError(f"unknown unit {unit!r}; known: auto, {', '.join(UNITS)}")
+        raise UnknownUnit(f"unknown unit {unit!r}; known: auto, {', '.join(UNITS)}")
     if path.is_dir() or path.name.startswith("elph.inp_lambda.") or re.search(r"\.dyn\d+\.elph\.\d+$", path.name):
         return _folder(path)
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    name, native, columns, sigmas, warnings = _table(path, text)
+    name, named, columns, sigmas, warnings = _table(path, text)
+    native = named[0] if len(named) == 1 else None
     if unit == "auto":
         if native is None:
-            raise DataError(f"{path}: the file does not name the unit of its frequencies; say it with --unit "
-                            f"({', '.join(UNITS)})")
+            found = f"names several units ({', '.join(named)})" if named else "does not name the unit of its frequencies"
+            raise UnknownUnit(f"{path}: the file {found}; say which is theirs with --unit ({', '.join(UNITS)})")
         unit = native
     elif native is not None and unit != native:
         warnings.append(f"frequencies read in {unit} as asked; {name} files are in {native}")
@@ -106,86 +113,101 @@ def _folder(path: Path) -> A2FFile:
     if modes.acoustic_thz.size:
         worst = modes.acoustic_thz[np.argmax(np.abs(modes.acoustic_thz))]
         warnings.append(f"acoustic modes at Gamma left out (before the sum rule: up to {worst:.2f} THz)")
+    if modes.mesh is None:
+        warnings.append(f"no *.dyn0 names the q mesh: whether a q is missing after the last cannot be told; the {len(modes.q)} "
+                        f"q found stand for {modes.weights.sum():.0f} points")
     if modes.sigma_ry[0] == 0:
         warnings.append("tetrahedra give no lambda at Gamma (the double delta is singular there): the other q stand for it too")
-    spectra = [Spectrum(modes.coupling(i), float(s), float(modes.dos[i])) for i, s in enumerate(modes.sigma_ry)]
+    spectra, uncoupled = [], []
+    for i, sigma in enumerate(modes.sigma_ry):
+        try:
+            spectra.append(Spectrum(modes.coupling(i), float(sigma), float(modes.dos[i])))
+        except DataError:  # so narrow that no state lies within it
+            uncoupled.append(f"{sigma:g}")
+    if not spectra:
+        raise DataError(f"{path}: no mode couples at any broadening")
+    if uncoupled:
+        warnings.append(f"nothing couples at a broadening of {', '.join(uncoupled)} Ry: left out")
     return A2FFile("ph.x couplings", "Ry", spectra, warnings)
 
 
-def _table(path: Path, text: str) -> tuple[str, str | None, np.ndarray, list[float] | None, list[str]]:
-    """Format, unit, columns (rows, 1 + spectra), broadenings in Ry, warnings."""
+def _table(path: Path, text: str) -> tuple[str, list[str], np.ndarray, list[float] | None, list[str]]:
+    """Format, units it names (one, where the format says which), columns (rows, 1 + spectra), broadenings in Ry, warnings."""
     head = text[:2000]
     warnings: list[str] = []
     if "Eliashberg function a2F" in head:
         # the total is the second column; contributions of the modes follow
-        rows = _rows(path, [line for line in text.splitlines() if "#" not in line and "=" not in line])
+        rows = _rows(path, [line for line in text.splitlines() if "#" not in line and "=" not in line], least=2)
         columns = rows[:, :2]
         stated = re.search(r"lambda\s*=\s*(\S+)", text)
         if stated is None:
             raise DataError(f"{path}: a matdyn.x a2F file that does not reach its last line (lambda = …): truncated")
         _compare(columns, numbers(stated[1]), warnings)
-        return "matdyn.x a2F.dos", "Ry", columns, None, warnings
+        return "matdyn.x a2F.dos", ["Ry"], columns, None, warnings
     if re.match(r"\s*#\s*E\(THz\)", head):
         lines = text.splitlines()
-        sigmas = numbers(lines[0].split(")", 1)[1])
-        columns = _rows(path, lines[1:], width=1 + len(sigmas))
+        top = next(i for i, line in enumerate(lines) if line.strip())
+        sigmas = numbers(lines[top].split(")", 1)[1])
+        if not sigmas:
+            raise DataError(f"{path}: an alpha2F.dat whose first line names no broadening: truncated")
+        columns = _rows(path, lines[top + 1:], width=1 + len(sigmas))
         warnings.append("lambda.x counts the acoustic modes at Gamma, so its a2F overestimates lambda; the elph.inp_lambda files "
                         "do not have this error")
-        return "lambda.x alpha2F.dat", "THz", columns, sigmas, warnings
+        return "lambda.x alpha2F.dat", ["THz"], columns, sigmas, warnings
     if "w[meV]" in head and "a2f" in head.lower():
         lines = text.splitlines()
         start = next(i for i, line in enumerate(lines) if "w[meV]" in line)
         end = next((i for i, line in enumerate(lines) if "Integrated" in line), None)
-        if end is None:
+        if end is None or end + 1 == len(lines) or not numbers(lines[end + 1]):
             raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
-        rows = _rows(path, lines[start + 1:end])
+        rows = _rows(path, lines[start + 1:end], least=2)
         announced = int((numbers(lines[start].split("for")[-1]) or [1])[0])
         # each smearing has a column of a2F and one of the running lambda; newer versions write only the first of each
         n = announced if rows.shape[1] >= 1 + announced and rows.shape[1] > 3 else 1
         columns = rows[:, :1 + n]
         _compare(columns, numbers(lines[end + 1]), warnings)
-        return "EPW a2f", "meV", columns, None, warnings
+        return "EPW a2f", ["meV"], columns, None, warnings
     if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
-        return "alpha2f.x a2F.dat", "Ry", _rows(path, _data(text))[:, :2], None, warnings
+        return "alpha2f.x a2F.dat", ["Ry"], _rows(path, _data(text), least=2)[:, :2], None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
         # ABINIT's lambda, running in the third column, is the integral of a2F/omega without the 2: its a2F is twice alpha2F
-        rows = _rows(path, _data(text))
+        rows = _rows(path, _data(text), least=3)
         columns = rows[:, :2] * [1, 0.5]
         _compare(columns, rows[-1, 2:3].tolist(), warnings)
-        return "ABINIT A2FW", "Ha", columns, None, warnings
+        return "ABINIT A2FW", ["Ha"], columns, None, warnings
     if re.search(r"#\s*ABINIT package\s*:\s*a2f file", head):
-        return "ABINIT A2F", "Ha", _rows(path, _data(text))[:, :2], None, warnings
+        return "ABINIT A2F", ["Ha"], _rows(path, _data(text), least=2)[:, :2], None, warnings
     if re.match(r"\s*#\s*degauss\s+lambda", head):
         raise DataError(f"{path}: a summary by lambda.x, without a spectrum; give alpha2F.dat or the folder of "
                         "elph.inp_lambda files")
-    rows = _rows(path, _data(text))
-    if rows.shape[1] < 2:
-        raise DataError(f"{path}: an a2F file needs a column of frequencies and one of a2F")
+    rows = _rows(path, _data(text), least=2)
+    columns = rows[:, :2]
     if path.name.upper().startswith("ALPHA2F") and path.suffix.upper() == ".OUT":
-        return "Elk ALPHA2F.OUT", "Ha", rows[:, :2], None, warnings
+        return "Elk ALPHA2F.OUT", ["Ha"], columns, None, warnings
     if rows.shape[1] > 2:
         warnings.append(f"{rows.shape[1]} columns: the second was read as a2F")
     comments = " ".join(line for line in text.splitlines()[:40] if line.lstrip().startswith(("#", "!", "@")))
-    return "text", _unit_in(comments), rows[:, :2], None, warnings
+    return "text", _units_in(comments), columns, None, warnings
 
 
 def _data(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.lstrip().startswith(("#", "!", "@"))]
 
 
-def _unit_in(comment: str) -> str | None:
-    for word in re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|[A-Za-z]+", comment):
-        # a lone k is a wave vector as often as a kelvin
-        if word.lower() in _UNIT_WORDS and word != "k":
-            return _UNIT_WORDS[word.lower()]
-    return None
+def _units_in(comment: str) -> list[str]:
+    """Units named in a comment. K is potassium as often as kelvin: it counts in brackets only."""
+    words = re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|[A-Za-z]+", comment)
+    found = [_UNIT_WORDS[w.lower()] for w in words if w.lower() in _UNIT_WORDS]
+    if re.search(r"[(\[]\s*K\s*[)\]]", comment):
+        found.append("K")
+    return list(dict.fromkeys(found))
 
 
-def _rows(path: Path, lines: list[str], width: int | None = None) -> np.ndarray:
+def _rows(path: Path, lines: list[str], width: int | None = None, least: int = 1) -> np.ndarray:
     """Table of all numeric lines; records that run over several lines are put back together.
 
-    The record length is `width`, or the shortest number of lines for which every record has the same length and the first
-    number of the records ascends.
+    The record length is `width`, or the shortest number of lines for which every record has the same length, not below `least`,
+    and the first number of the records ascends.
     """
     tokens = [numbers(line) for line in lines if line.strip()]
     tokens = [t for t in tokens if t]
@@ -202,6 +224,9 @@ def _rows(path: Path, lines: list[str], width: int | None = None) -> np.ndarray:
             continue
         table = np.array(flat).reshape(len(counts) // period, -1)
         if len(table) > 1 and (np.diff(table[:, 0]) > 0).all():
+            if table.shape[1] < least:
+                raise DataError(f"{path}: an a2F file needs a column of frequencies and one of a2F; this one has "
+                                f"{table.shape[1]} of {least} columns")
             return table
     raise DataError(f"{path}: rows of different length, or frequencies that do not ascend: not an a2F table, or truncated")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from hydroflow.epc.modes import combine, read_folder
 from hydroflow.epc.qe_files import numbers, read_couplings, read_dynamical, read_q_list
-from hydroflow.errors import DataError, EngineFailure, FailureCode
+from hydroflow.epc.readers import read_a2f
+from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowError
+from hydroflow.units import K_PER_RYDBERG, K_PER_THZ
 
 DATA = Path(__file__).parent / "data"
 
@@ -56,6 +60,28 @@ def test_acoustic_modes_at_gamma_are_left_out():
     assert with_them.coupling(3).lambda_ == pytest.approx(2.347, abs=5e-3)
 
 
+def test_a_soft_optical_mode_below_the_acoustic_noise_is_not_taken_for_acoustic():
+    """H3S with its lowest optical triplet softened to 0.3i THz, below the acoustic noise of 0.7 THz: found by eigenvector."""
+    d, c = read_dynamical(DATA / "h3s" / "x.dyn1"), read_couplings(DATA / "h3s" / "elph_dir" / "elph.inp_lambda.1")
+    root = np.repeat(np.sqrt(d.masses), 3)
+    omega2, vectors = np.linalg.eigh(d.matrix / np.outer(root, root))
+    assert d.rigid_translations()[:3] == pytest.approx(1.0, abs=1e-3)
+    assert d.rigid_translations()[3:] == pytest.approx(0.0, abs=1e-3)
+    soft = -(0.3 * K_PER_THZ / K_PER_RYDBERG) ** 2
+    values = omega2.copy()
+    values[3:6] = soft
+    # ph.x orders by ω²: the soft triplet comes first now
+    order = [3, 4, 5, 0, 1, 2, *range(6, 12)]
+    matrix = (vectors * values) @ vectors.conj().T * np.outer(root, root)
+    shape = np.where(np.arange(12) < 3, soft, c.omega2_ry2[order])
+    modes = combine([replace(c, omega2_ry2=shape, gamma_ghz=c.gamma_ghz[:, order])], [replace(d, matrix=matrix)])
+    assert modes.acoustic_gamma[0].tolist() == [False] * 3 + [True] * 3 + [False] * 6
+    assert modes.lowest_thz == pytest.approx(-0.3, abs=1e-3) and len(modes.imaginary(0.2)) == 3
+    assert modes.acoustic_thz == pytest.approx(np.sqrt(c.omega2_ry2[:3]) * K_PER_RYDBERG / K_PER_THZ)
+    # the noise modes, whose λ ∝ 1/ω², are not in the sum
+    assert modes.coupling(3).frequencies_k.min() > 10 * K_PER_THZ
+
+
 def test_linewidths_and_printed_lambdas_agree():
     couplings = read_couplings(DATA / "h3s" / "elph_dir" / "elph.inp_lambda.2")
     assert couplings.precise_lambdas() == pytest.approx(couplings.lambdas, abs=6e-5)
@@ -92,8 +118,28 @@ def test_imaginary_modes_are_reported():
 
 def test_a_missing_q_is_named(h3s):
     (h3s / "elph_dir" / "elph.inp_lambda.2").unlink()
-    with failure(FailureCode.missing_output, "q 2 of 3"):
+    with failure(FailureCode.missing_q, "q 2 of 3"):
         read_folder(h3s)
+    # the list of q points is not needed to see a gap
+    (h3s / "x.dyn0").unlink()
+    with failure(FailureCode.missing_q, "q 2 of 3"):
+        read_folder(h3s)
+
+
+def test_without_the_list_of_q_points_a_lost_last_q_is_doubted(h3s):
+    (h3s / "x.dyn0").unlink()
+    assert not any("whether a q is missing" in w for w in read_a2f(DATA / "h3s").warnings)
+    (h3s / "elph_dir" / "elph.inp_lambda.3").unlink()
+    assert any("the 2 q found stand for 7 points" in w for w in read_a2f(h3s).warnings)
+
+
+def test_a_broadening_at_which_nothing_couples_does_not_spoil_the_others(h3s):
+    for path in (h3s / "elph_dir").iterdir():
+        head, first, rest = path.read_text().partition("     Gaussian Broadening:   0.010")
+        path.write_text(re.sub(r"gamma=\s*[\d.]+", "gamma=    0.00", head) + first + rest)
+    found = read_a2f(h3s)
+    assert [s.sigma_ry for s in found.spectra] == pytest.approx(np.arange(2, 11) * 0.005)
+    assert any("0.005 Ry" in w for w in found.warnings)
 
 
 def test_a_missing_dynamical_matrix_is_named(h3s):
@@ -107,13 +153,13 @@ def test_stars_must_fill_the_mesh(h3s):
     (h3s / "x.dyn0").write_text("2 2 2\n2\n 0 0 0\n 0 0 0\n")
     (h3s / "elph_dir" / "elph.inp_lambda.3").rename(h3s / "elph_dir" / "elph.inp_lambda.2")
     (h3s / "x.dyn3").rename(h3s / "x.dyn2")
-    with failure(FailureCode.missing_output, "2 of the mesh's 8"):
+    with failure(FailureCode.missing_q, "2 of the mesh's 8"):
         read_folder(h3s)
 
 
 def test_dynamical_matrices_of_another_crystal_are_refused(h3s):
     shutil.copy(DATA / "cah6" / "x.dyn1", h3s / "x.dyn3")
-    with failure(FailureCode.bad_input, "another crystal"):
+    with failure(FailureCode.other_structure, "another crystal"):
         read_folder(h3s)
 
 
@@ -125,7 +171,7 @@ def test_couplings_of_another_q_are_refused(h3s):
 
 def test_couplings_of_another_crystal_are_refused(h3s):
     shutil.copy(DATA / "cah6" / "elph.inp_lambda.1", h3s / "elph_dir" / "elph.inp_lambda.1")
-    with failure(FailureCode.bad_input, "different crystals"):
+    with failure(FailureCode.other_structure, "different crystals"):
         read_folder(h3s)
 
 
@@ -136,6 +182,16 @@ def test_truncated_files_are_refused(h3s, name, share):
     (h3s / name).write_text(text[:int(share * len(text))])
     with failure(FailureCode.truncated_output, "incomplete"):
         read_folder(h3s)
+
+
+@pytest.mark.parametrize("name", ["x.dyn0", "x.dyn1", "elph_dir/elph.inp_lambda.1"])
+def test_a_file_cut_anywhere_is_a_typed_error(h3s, name):
+    """At two hundred places all over and at each of the last eighty bytes: a typed error, or read as it was."""
+    data = (h3s / name).read_bytes()
+    for n in {*range(0, len(data), len(data) // 200), *range(len(data) - 80, len(data))}:
+        (h3s / name).write_bytes(data[:n])
+        with contextlib.suppress(HydroflowError):
+            assert read_folder(h3s).coupling(3).lambda_ == pytest.approx(1.859, abs=2e-3)
 
 
 def test_overflow_is_refused(h3s):

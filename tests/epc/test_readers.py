@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hydroflow.epc.readers import UNITS, read_a2f
-from hydroflow.errors import DataError
+from hydroflow.epc.readers import UNITS, UnknownUnit, read_a2f
+from hydroflow.errors import DataError, HydroflowError
 from hydroflow.units import K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, K_PER_THZ
 
 DATA = Path(__file__).parent / "data"
@@ -148,8 +149,28 @@ def test_text_names_its_unit(tmp_path, table, header, unit):
 
 def test_text_without_a_unit_is_refused(tmp_path, table):
     np.savetxt(tmp_path / "a2f.dat", table)
-    with pytest.raises(DataError, match="--unit"):
+    with pytest.raises(UnknownUnit, match="--unit"):
         read_a2f(tmp_path / "a2f.dat")
+
+
+@pytest.mark.parametrize(("header", "named"), [
+    ("DOS in states/Ry, omega (THz)", "Ry, THz"), ("w (meV), lambda at (K)", "meV, K")])
+def test_text_that_names_several_units_is_refused(tmp_path, table, header, named):
+    np.savetxt(tmp_path / "a2f.dat", table, header=header)
+    with pytest.raises(UnknownUnit, match=rf"several units \({named}\).*--unit"):
+        read_a2f(tmp_path / "a2f.dat")
+    check(tmp_path / "a2f.dat", "text", "Ry")
+
+
+@pytest.mark.parametrize(("header", "unit"), [
+    ("K-Ca-H at 200 GPa, w in meV", "meV"), ("K H10", None), ("omega [K], a2F", "K")])
+def test_potassium_is_no_unit(tmp_path, table, header, unit):
+    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS[unit or "K"], 1], header=header)
+    if unit is None:
+        with pytest.raises(UnknownUnit, match="does not name"):
+            read_a2f(tmp_path / "a2f.dat")
+    else:
+        assert check(tmp_path / "a2f.dat", "text").unit == unit
 
 
 def test_unit_against_the_format_is_a_warning():
@@ -182,15 +203,33 @@ def test_gap_in_the_frequencies_is_a_warning(tmp_path, table):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("", "no numbers"), ("hello\n", "no numbers"), ("1.0\n2.0\n3.0\n", "column"), ("3 1\n2 1\n1 1\n0.5 1\n", "ascend"),
-    ("# degauss   lambda    int alpha2F\n 0.005 0.7 0.1\n", "summary")])
+    ("# degauss   lambda    int alpha2F\n 0.005 0.7 0.1\n", "summary"), ("# E(THz)\n 0.0 0.1\n 0.1 0.2\n", "no broadening"),
+    (" w[meV] a2f and integrated 2*a2f/w for 1 smearing values\n 1.0 0.1 0.2\n 2.0 0.1 0.3\n Integrated el-ph coupling",
+     "footer")])
 def test_what_is_no_spectrum_is_refused(tmp_path, text, words):
     (tmp_path / "f.dat").write_text(text)
     with pytest.raises(DataError, match=words):
         read_a2f(tmp_path / "f.dat", "THz")
 
 
+REAL = ["h3s/a2F.dos4", "h3s/alpha2F.dat", "al_nan/a2F.dos4", "al_nan/alpha2F.dat", "al_elk/ALPHA2F.OUT", "al_abinit/al_A2FW",
+        "al_abinit/al_A2F"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_file_cut_anywhere_is_a_result_or_a_typed_error(tmp_path, name):
+    """At a hundred places all over, and at every byte of its first two hundred and its last hundred."""
+    data = (DATA / name).read_bytes()
+    path = tmp_path / Path(name).name
+    cuts = {*range(200), *range(200, len(data), len(data) // 100), *range(len(data) - 100, len(data))}
+    for n in cuts:
+        path.write_bytes(data[:n])
+        with contextlib.suppress(HydroflowError):
+            assert read_a2f(path).spectra
+
+
 def test_unknown_unit_and_missing_file_are_refused(tmp_path):
-    with pytest.raises(DataError, match="THz"):
+    with pytest.raises(UnknownUnit, match="THz"):
         read_a2f(DATA / "h3s" / "a2F.dos4", "eV")
     with pytest.raises(DataError, match="cannot be read"):
         read_a2f(tmp_path / "nothing.dat", "THz")
