@@ -8,20 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from hydroflow.arrays import StructureArrays
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.cost import work
 from hydroflow.epc.inputs import pseudo_name, species
 from hydroflow.epc.jobs import ELPH, SAVE
-from hydroflow.epc.protocols import Crystal, Meshes, Protocol, meshes, primitive, protocol
+from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
 from hydroflow.errors import HydroflowError, SettingsError
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
 
 EpcResult = dict[str, Any]
 """status (``done`` or ``failed``), failure {code, message, step}, jobs (keys), core_hours, and what
-:func:`hydroflow.epc.verdict.summarise` found: lambda, omega_log_k, tc_k, broadenings, plateau, checks, usable, …"""
+:func:`hydroflow.epc.verdict.summarise` found: lambda, omega_log_k, tc_k, broadenings, plateau, checks, usable, …; of a chain that
+failed because a mode was imaginary, lowest_thz at that q"""
 
 _ONE_CORE = Resources()
 _ENDED = ("done", "failed", "quarantined", "cancelled")
@@ -75,10 +78,10 @@ def q_specs(
 
 def collect_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
-    engine_version: str, hydrogen_dos_share: float | None = None, label: str = "",
+    engine_version: str, hydrogen_dos_share: float | None = None, label: str = "", pressure_gpa: float | None = None,
 ) -> JobSpec:
-    """The collection of finished q jobs, in the order of q."""
-    files = {"x.dyn0": scf.outputs["x.dyn0"]}
+    """The collection of finished q jobs, in the order of q. The limits of the verdict are part of its name."""
+    files = {"x.dyn0": scf.outputs["x.dyn0"], "coarse.out": scf.outputs["coarse.out"]}
     for i, job in enumerate(qs, start=1):
         files |= {f"x.dyn{i}": job.outputs["dyn"], f"couplings{i}": job.outputs["couplings"],
                   f"elph{i}.tar.gz": job.outputs[ELPH]}
@@ -87,7 +90,8 @@ def collect_spec(
     return JobSpec("epc.collect", {
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
-        "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share,
+        "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
+        "limits": limits(),
     }, engine_version, files, Resources(1, 0, 3600), label)
 
 
@@ -99,10 +103,12 @@ class _Chain:
     crystal: Crystal | None = None
     grid: Meshes | None = None
     hydrogen_dos_share: float | None = None
+    pressure_gpa: float | None = None
     scf: str | None = None
     qs: list[str] = field(default_factory=list)
     collect: str | None = None
     failure: dict[str, Any] | None = None
+    lowest_thz: float | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -121,7 +127,8 @@ def run_chain(
     Parameters
     ----------
     structures
-        Relaxed crystals; columns ``id`` (label) and ``hydrogen_dos_share`` are used where they are there.
+        Relaxed crystals; columns ``id`` (label), ``hydrogen_dos_share`` and ``pressure_gpa`` (that they were relaxed at) are used
+        where they are there.
     pseudos
         Element symbol → object digest of its UPF file.
     cutoffs
@@ -181,16 +188,20 @@ def run_chain(
 def _start(structures: StructureArrays, i: int, settings: Protocol) -> _Chain:
     rows = slice(structures.offsets[i], structures.offsets[i + 1])
     identity = structures.columns.get("id")
-    share = structures.columns.get("hydrogen_dos_share")
-    chain = _Chain(str(identity[i]) if identity is not None else structures[i].formulas()[0])
-    if share is not None and share[i] == share[i]:
-        chain.hydrogen_dos_share = float(share[i])
+    chain = _Chain(str(identity[i]) if identity is not None else structures[i].formulas()[0],
+                   hydrogen_dos_share=_known(structures, "hydrogen_dos_share", i),
+                   pressure_gpa=_known(structures, "pressure_gpa", i))
     try:
         chain.crystal = primitive(structures.numbers[rows], structures.cells[i], structures.fractional[rows])
         chain.grid = meshes(chain.crystal, settings)
     except HydroflowError as error:
         chain.failure = _failure("structure", "bad_input", str(error))
     return chain
+
+
+def _known(structures: StructureArrays, column: str, i: int) -> float | None:
+    values = structures.columns.get(column)
+    return None if values is None or np.isnan(values[i]) else float(values[i])
 
 
 def _documents(ledger: Ledger, chains: Sequence[_Chain]) -> dict[str, Job]:
@@ -211,6 +222,7 @@ def _advance(
             if job is not None and job.state in _ENDED and job.state != "done":
                 told = job.failure or {}
                 where = f"q {n} of {len(c.qs)}" if step == "q" else step
+                c.lowest_thz = told.get("details", {}).get("lowest_thz")
                 c.failure = _failure(where, told.get("code", "unknown"), told.get("message", job.state))
                 # the rest of this crystal would be computed for nothing
                 ledger.cancel([k for k in c.keys if k in documents and documents[k].state not in _ENDED], campaign,
@@ -225,7 +237,7 @@ def _advance(
     qs = [documents[k] for k in c.qs if k in documents and documents[k].state == "done"]
     if c.collect is None and len(qs) == len(c.qs):
         spec = collect_spec(c.crystal, c.grid, settings, scf, qs, mu_star, engine_version, c.hydrogen_dos_share,
-                            f"{c.label} collect")
+                            f"{c.label} collect", c.pressure_gpa)
         c.collect = ledger.submit([spec], campaign)[0]
 
 
@@ -257,6 +269,8 @@ def _result(c: _Chain, documents: Mapping[str, Job], settings: Protocol, ecutwfc
             "atoms_primitive": len(c.crystal.numbers)}
     if c.qs:
         out["n_q"] = len(c.qs)
+    if c.lowest_thz is not None:
+        out["lowest_thz"] = c.lowest_thz
     if done:
         out |= documents[c.collect].result  # type: ignore[index]
         out["spectra"] = documents[c.collect].outputs.get("spectra.json")  # type: ignore[index]

@@ -55,7 +55,7 @@ def spectral_function(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> 
         table = spectra["interpolated"][i]
         left.plot(table["frequency_thz"], table["a2f"], color="#1f3b5c", lw=1.0, label="interpolated in q")
     if tetrahedra := spectra.get("tetrahedra"):
-        left.plot(tetrahedra["frequency_thz"], tetrahedra["a2f"][0], color="#c98a1b", lw=1.0, label="sum, by tetrahedra")
+        left.plot(tetrahedra["frequency_thz"], tetrahedra["a2f"][0], color="#c98a1b", lw=1.0, label="by tetrahedra, without Γ")
     left.set(xlabel="frequency (THz)", ylabel="α²F", xlim=(0, w[-1]), ylim=(0, None))
     right = left.twinx()
     right.plot(w, spectra["lambda"][i], color="#b5403a", lw=1.5, label="λ(ω) of the sum")

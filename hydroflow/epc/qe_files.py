@@ -189,30 +189,36 @@ def read_dynamical(path: Path) -> Dynamical:
     end = next((i for i, line in enumerate(lines) if "Diagonalizing the dynamical matrix" in line), None)
     if not starts or end is None:
         raise _truncated(path, "it does not reach the diagonalisation")
-    frequencies = [numbers(line.split("=")[1])[0] for line in lines[end:] if "freq (" in line or "omega(" in line]
+    frequencies = [_first(path, line.partition("=")[2], "a frequency") for line in lines[end:]
+                   if ("freq (" in line or "omega(" in line) and "[THz]" in line]
     if len(frequencies) != 3 * atoms:
         raise _truncated(path, f"{len(frequencies)} of {3 * atoms} frequencies")
-    q = np.array(numbers(lines[starts[0] + 2].split("=")[1])[:3])
+    q = np.array(numbers(lines[starts[0] + 2].partition("=")[2])[:3])
+    if q.shape != (3,) or positions.shape != (atoms, 3) or cell.shape != (3, 3):
+        raise _truncated(path, "the crystal or its q cannot be read")
     matrix = np.zeros((3 * atoms, 3 * atoms), complex)
     at = starts[0] + 4
     for a in range(atoms):
         for b in range(atoms):
-            block = np.array([numbers(line) for line in lines[at + 1:at + 4]])
-            if block.shape != (3, 6):
+            rows = [numbers(line) for line in lines[at + 1:at + 4]]
+            if [len(r) for r in rows] != [6, 6, 6]:
                 raise _truncated(path, f"force constants of atoms {a + 1}, {b + 1}")
+            block = np.array(rows)
             matrix[3 * a:3 * a + 3, 3 * b:3 * b + 3] = block[:, ::2] + 1j * block[:, 1::2]
             at += 4
     return Dynamical(q, len(starts), np.array(frequencies), symbols, positions, cell, alat, matrix, masses)
 
 
-def read_bands(path: Path) -> np.ndarray:
-    """Values (q points, modes) of a file that matdyn.x writes along a path: ``path.freq`` (cm⁻¹) or ``elph.gamma.<i>`` (GHz)."""
+def read_bands(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """q points (n, 3), Cartesian in 2π/alat, and values (n, modes) there, of a file of matdyn.x: frequencies in cm⁻¹
+    (``x.freq``, ``path.freq``) or linewidths in GHz (``elph.gamma.<i>``)."""
     head, _, body = _text(path).partition("/")
     sizes = re.search(r"nbnd=\s*(\d+),\s*nks=\s*(\d+)", head)
     values = numbers(body)
     if sizes is None or len(values) != int(sizes[2]) * (3 + int(sizes[1])):
         raise _truncated(path, "it does not hold every q of the path")
-    return np.array(values).reshape(int(sizes[2]), -1)[:, 3:]
+    table = np.array(values).reshape(int(sizes[2]), -1)
+    return table[:, :3], table[:, 3:]
 
 
 def read_couplings(path: Path) -> Couplings:

@@ -39,11 +39,12 @@ def agreement(lam_thz: Sequence[float], dfpt_thz: Sequence[float]) -> dict[str, 
 def record_agreement(campaign: str, candidates: Sequence[Candidate]) -> None:
     """Put :func:`agreement` onto the record of each model that screened the candidates, and into the run's summary.
 
-    Where a chain failed because its modes were so imaginary that nothing could be summed, there is no number to compare with.
+    A chain that failed because its modes were so imaginary that nothing could be summed counts with the lowest of the q where it
+    failed: unstable, however low the others would have been.
     """
     pairs: dict[str | None, list[tuple[float, float]]] = {}
     for c in candidates:
-        dfpt = (c.epc or {}).get("lowest_thz") if c.epc_status == "done" else None
+        dfpt = (c.epc or {}).get("lowest_thz")
         if dfpt is not None and c.min_frequency_thz is not None:
             pairs.setdefault(c.model, []).append((c.min_frequency_thz, dfpt))
     for model, found in pairs.items():

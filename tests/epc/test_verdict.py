@@ -25,7 +25,22 @@ def folder(tmp_path) -> Path:
         shutil.copy(DATA / "h3s" / f"x.dyn{q}", tmp_path)
         shutil.copy(DATA / "h3s" / "elph_dir" / f"elph.inp_lambda.{q}", tmp_path / f"couplings{q}")
     shutil.copy(DATA / "h3s" / "x.dyn0", tmp_path)
+    ground_state(tmp_path)
     return tmp_path
+
+
+def ground_state(folder: Path, force: float = 0.0, pressure_gpa: float = 200.0) -> None:
+    """What pw.x prints of forces (Ry/bohr) and stress."""
+    (folder / "coarse.out").write_text(f"""
+     Forces acting on atoms (cartesian axes, Ry/au):
+
+     atom    1 type  1   force =     0.00000000    0.00000000   -0.00000000
+     atom    2 type  2   force =     0.00000000    0.00000000    {force:.8f}
+
+     Total force =     {force:.6f}     Total SCF correction =     0.000000
+
+          total   stress  (Ry/bohr**3)                   (kbar)     P=  {10 * pressure_gpa:10.2f}
+""")
 
 
 def inputs(name: str = "screening", **changes: Any) -> dict[str, Any]:
@@ -44,7 +59,16 @@ def failed(result: dict[str, Any]) -> set[str]:
 def with_interpolation(folder: Path) -> Path:
     for i in range(1, 11):
         shutil.copy(DATA / "h3s" / "a2F.dos4", folder / f"a2F.dos{i}")
+    frequencies(folder, [0.0, 300.0, 900.0], [120.0, 310.0, 880.0])
     return folder
+
+
+def frequencies(folder: Path, *rows: list[float], name: str = "x.freq") -> None:
+    """As matdyn.x writes them, in 1/cm, at q = (0.1 i, 0, 0)."""
+    text = f" &plot nbnd={len(rows[0]):4d}, nks={len(rows):4d} /\n"
+    for i, row in enumerate(rows):
+        text += f"{' ' * 10}{i / 10:10.6f}{0:10.6f}{0:10.6f}\n" + "".join(f"{x:10.4f}" for x in row) + "\n"
+    (folder / name).write_text(text)
 
 
 def test_a_good_chain_is_usable_and_says_on_what(folder):
@@ -65,31 +89,68 @@ def test_a_good_chain_is_usable_and_says_on_what(folder):
 def test_every_check_says_why(folder):
     result, _ = summarise(inputs(), folder)
     assert {c["name"] for c in result["checks"]} == {
-        "protocol", "mesh_density", "q_points", "imaginary_modes",
-        "acoustic_sum_rule", "plateau", "negative_weight", "lambda", "interpolation"}
+        "protocol", "mesh_density", "q_points", "imaginary_modes", "acoustic_sum_rule", "plateau", "negative_weight", "lambda",
+        "interpolation", "interpolated_modes", "relaxed"}
     assert all(c["text"] for c in result["checks"])
 
 
-def test_usable_when_all_checks_pass(folder, monkeypatch):
-    import hydroflow.epc.verdict as verdict
+LENIENT = {"interpolation": 1.0, "q_spacing": 1.6}
+"""The limits that this coarse chain does not keep."""
 
-    monkeypatch.setattr(verdict, "limits", lambda: {**limits(), "interpolation": 1.0, "q_spacing": 1.6})
-    from hydroflow.epc.protocols import limits
 
+def test_usable_when_all_checks_pass(folder):
     with_interpolation(folder)
-    assert summarise(inputs(), folder)[0]["usable"]
+    assert summarise(inputs(limits=LENIENT), folder)[0]["usable"]
     # a plateau over the broadening does not make up for a coarse mesh: H3S with k 4³, q 2³ has one at λ = 1.1 instead of 2.5
-    assert failed(summarise(inputs(coarse=[4, 4, 4]), folder)[0]) == {"mesh_density"}
-    assert not summarise(inputs("plumbing"), folder)[0]["usable"], "a result of protocol plumbing is never usable"
+    assert failed(summarise(inputs(limits=LENIENT, coarse=[4, 4, 4]), folder)[0]) == {"mesh_density"}
+    assert not summarise(inputs("plumbing", limits=LENIENT), folder)[0]["usable"], "protocol plumbing is never usable"
 
 
-def test_no_plateau_is_not_usable(folder, monkeypatch):
-    import hydroflow.epc.verdict as verdict
+def test_an_imaginary_mode_between_the_q_points_is_found(folder):
+    with_interpolation(folder)
+    frequencies(folder, [0.0, 300.0, 900.0], [-100.0, 310.0, 880.0])
+    result, _ = summarise(inputs(limits=LENIENT), folder)
+    assert failed(result) == {"interpolated_modes"} and result["lowest_thz"] > 0
+    assert result["lowest_interpolated"] == {"thz": pytest.approx(-2.998, abs=1e-3), "q": [0.1, 0.0, 0.0]}
+    # the path has other points than the mesh
+    frequencies(folder, [0.0, 300.0, 900.0], [120.0, 310.0, 880.0])
+    frequencies(folder, [0.0, 300.0, 900.0], [-60.0, 310.0, 880.0], name="path.freq")
+    assert failed(summarise(inputs(limits=LENIENT), folder)[0]) == {"interpolated_modes"}
 
-    monkeypatch.setattr(verdict, "limits", lambda: {**limits(), "plateau_spread": 0.02})
-    from hydroflow.epc.protocols import limits
 
-    result, _ = summarise(inputs(), folder)
+def test_negative_weight_of_the_interpolated_spectrum_counts(folder):
+    with_interpolation(folder)
+    lines = (DATA / "h3s" / "a2F.dos4").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.strip().startswith("0."))
+    for i in range(at + 20, at + 40):
+        w, _, *rest = lines[i].split()
+        lines[i] = f"  {w}  -0.200000E+00  " + "  ".join(rest)
+    for i in range(1, 11):
+        (folder / f"a2F.dos{i}").write_text("\n".join(lines) + "\n")
+    result, _ = summarise(inputs(limits=LENIENT), folder)
+    assert "negative_weight" in failed(result)
+    row = next(r for r in result["broadenings"] if r["sigma_ry"] == result["sigma_ry"])
+    check = next(c for c in result["checks"] if c["name"] == "negative_weight")
+    assert row["negative_share"] == 0 < check["value"] == row["negative_share_interpolated"]
+
+
+@pytest.mark.parametrize(("force", "there", "asked", "good"), [
+    (0.009, 200.0, 200.0, True), (0.02, 200.0, 200.0, False), (0.0, 185.0, 200.0, False), (0.0, 185.0, None, True)])
+def test_phonons_away_from_the_minimum_are_not_usable(folder, force, there, asked, good):
+    with_interpolation(folder)
+    ground_state(folder, force, there)
+    result, _ = summarise(inputs(limits=LENIENT, pressure_gpa=asked), folder)
+    assert failed(result) == (set() if good else {"relaxed"})
+
+
+def test_q_points_of_another_mesh_do_not_fill_it(folder):
+    result, _ = summarise(inputs(q_mesh=[3, 3, 3]), folder)
+    check = next(c for c in result["checks"] if c["name"] == "q_points")
+    assert not check["passed"] and "8 of the 27 points" in check["text"]
+
+
+def test_no_plateau_is_not_usable(folder):
+    result, _ = summarise(inputs(limits={"plateau_spread": 0.02}), folder)
     assert "plateau" in failed(result) and not result["usable"]
     assert "no plateau" in next(c["text"] for c in result["checks"] if c["name"] == "plateau")
 

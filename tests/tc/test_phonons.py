@@ -25,13 +25,16 @@ def test_each_model_carries_its_own_figure(store):
     made = [Candidate(campaign="c", structure_id=str(i), model=model, epc_status=status, min_frequency_thz=lam, epc=epc)
             for i, (model, status, lam, epc) in enumerate([
                 ("one", "done", 2.0, {"lowest_thz": 3.0}), ("one", "done", -1.0, {"lowest_thz": 4.0}),
-                ("two", "done", 1.0, {"lowest_thz": 1.5}), ("two", "failed", 1.0, {}), ("two", None, 1.0, {}),
+                ("two", "done", 1.0, {"lowest_thz": 1.5}), ("two", "failed", 1.0, {"lowest_thz": -7.5}),
+                ("two", "failed", 1.0, {}), ("two", None, 1.0, {}),
                 ("one", "done", None, {"lowest_thz": 9.0})])]
     record_agreement("c", made)
     metrics = {m.digest: dict(m.metrics) for m in ModelRecord.objects}
     assert metrics["one"] == {"force_mev_a": 100.0, "phonon_mae_thz": 3.0, "phonon_same_verdict": 0.5, "phonons_compared": 2}
-    assert metrics["two"]["phonon_mae_thz"] == 0.5 and metrics["two"]["phonons_compared"] == 1
+    # a chain that failed as imaginary_modes counts: the model took for stable what is not
+    assert metrics["two"] == {
+        "force_mev_a": 100.0, "phonon_mae_thz": 4.5, "phonon_same_verdict": 0.5, "phonons_compared": 2}
     assert metrics["unused"] == {"force_mev_a": 100.0}
-    assert Run.objects.get(campaign="c").summary["phonons"]["compared"] == 3
+    assert Run.objects.get(campaign="c").summary["phonons"]["compared"] == 4
     record_agreement("c", [])  # nothing to compare is no figure
-    assert Run.objects.get(campaign="c").summary["phonons"]["compared"] == 3
+    assert Run.objects.get(campaign="c").summary["phonons"]["compared"] == 4
