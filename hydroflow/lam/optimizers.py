@@ -12,7 +12,8 @@ import math
 import numba
 import numpy as np
 
-MEMORY = 60
+MEMORY = 100
+"""Steps that L-BFGS remembers; ASE's default, or the path would leave ASE's after so many steps."""
 _CURVATURE = 70.0
 _MAX_STEP_A = 0.2
 
