@@ -99,6 +99,7 @@ def phonon_input(
         "tr2_ph": adjustments.get("tr2_ph", values["tr2_ph"]),
         "alpha_mix(1)": adjustments.get("alpha_mix", values["alpha_mix"]),
         "niter_ph": adjustments.get("niter_ph", 100), "nmix_ph": adjustments.get("nmix_ph"),
+        "diagonalization": adjustments.get("diagonalization"),
         "recover": True if recover else None})
 
 

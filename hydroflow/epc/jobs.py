@@ -271,6 +271,9 @@ fi
             return Recovery(action, changes, keep_folder=True)
         if failure.code is FailureCode.parallel_limits and attempt <= 1:
             return Recovery("without pools", {"pools": 1}, keep_folder=True)
+        if failure.code is FailureCode.diagonalisation and attempt <= 1:
+            return Recovery("conjugate-gradient diagonalisation of the bands at k+q", {"diagonalization": "cg"},
+                            keep_folder=True)
         if failure.code in _DAMAGED and attempt <= 1:
             return Recovery("started afresh from the saved ground state")
         return _killed(failure, attempt, most=12)

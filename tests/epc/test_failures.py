@@ -13,6 +13,7 @@ from hydroflow.dispatch.collector import Collector
 from hydroflow.dispatch.engine import Collected
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc.failures import judge, timings
+from hydroflow.epc.inputs import phonon_input
 from hydroflow.epc.jobs import EpcQ, EpcScf
 from hydroflow.errors import EngineFailure, FailureCode
 
@@ -110,6 +111,10 @@ def test_declared_recoveries():
     assert recover(C.phonon_not_converged, 4) is None
     assert not recover(C.missing_restart_data, 1).keep_folder
     assert recover(C.symmetry_mismatch, 1) is None
+    gradients = recover(C.diagonalisation, 1)
+    values = {"q": 1, "q_mesh": [1, 1, 1], "tr2_ph": 1e-12, "alpha_mix": 0.7}
+    assert "diagonalization = 'cg'" in phonon_input(values, max_seconds=9, adjustments=gradients.adjustments, recover=False)
+    assert "diagonalization" not in phonon_input(values, max_seconds=9, adjustments={}, recover=False)
     assert EpcScf().recover(job, EngineFailure(C.scf_not_converged, "x"), 1).adjustments["mixing_beta"] == 0.3
     assert EpcScf().recover(job, EngineFailure(C.bad_pseudopotential, "x"), 1) is None
     assert EpcScf().recover(job, EngineFailure(C.parallel_limits, "x"), 1).adjustments == {"pools": 1}
