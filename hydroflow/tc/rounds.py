@@ -15,7 +15,7 @@ import numpy as np
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign
 from hydroflow.dft.batch import dos_specs, stored_pseudos
-from hydroflow.dft.settings import LabelSettings, campaign_settings
+from hydroflow.dft.settings import LabelSettings, epc_settings
 from hydroflow.dispatch.job import Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.analysis import mu_key
@@ -52,7 +52,8 @@ def tc_rounds(
     dataset
         Digest of the labelled frames it was trained on: they are trained along, so that the energies are not forgotten.
     """
-    settings = campaign_settings(campaign)
+    settings = epc_settings(campaign)
+    summarise(campaign.name, tc_note="", epc_note="")  # what an earlier run had to say may be mended
     candidates = list(Candidate.objects(campaign=campaign.name, stage__in=["passed", "epc"]).order_by(
         "ehull_dft_ev", "structure_id"))
     if not candidates:
@@ -131,9 +132,7 @@ def hydrogen_shares(
     campaign: Campaign, store: Store, ledger: Ledger, candidates: Sequence[Candidate], settings: LabelSettings,
     progress: Progress,
 ) -> None:
-    """Hydrogen's share of N(E_F) of each candidate, where the label engine can project it."""
-    if settings.code != "qe":
-        return
+    """Hydrogen's share of N(E_F) of each candidate."""
     resources = Resources(cores=campaign.labels.cores, wall_time_s=campaign.labels.wall_time_s)
     specs = dos_specs(store, candidate_structures(candidates), settings, resources=resources, label="hydrogen DOS")
     keys = ledger.submit(specs, campaign.name)
@@ -153,8 +152,8 @@ def coupling(
     structures = candidate_structures(candidates)
     structures.columns["hydrogen_dos_share"] = np.array(
         [np.nan if c.hydrogen_dos_share is None else c.hydrogen_dos_share for c in candidates])
-    for c in candidates:
-        Candidate.objects(id=c.id, epc_status=None).update_one(set__epc_status="queued", set__stage="epc")
+    # in one write: a batch that a kill left half marked would be another batch next time
+    Candidate.objects(id__in=[c.id for c in candidates], epc_status=None).update(set__epc_status="queued", set__stage="epc")
 
     def told(counts: dict[str, int]) -> None:
         progress(f"{what} ({counts['jobs_done']} of {counts['jobs']} jobs so far)", counts["done"] + counts["failed"],

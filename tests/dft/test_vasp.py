@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import TYPE_MAP, Labels
+from hydroflow.campaign import TYPE_MAP, Labels, parse
 from hydroflow.dft.batch import label_specs, labelled_frames, relax_specs, relaxed_structures
 from hydroflow.dft.files import read_labels
-from hydroflow.dft.settings import label_settings
+from hydroflow.dft.settings import campaign_settings, epc_settings, label_settings
 from hydroflow.dft.vasp_input import incar, kpoints, poscar
 from hydroflow.dft.vasp_jobs import VaspLabel, VaspRelax
 from hydroflow.dft.vasp_output import diagnose, read_outcar, read_vasprun
@@ -169,6 +169,27 @@ def test_no_library(monkeypatch):
     monkeypatch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", None)
     with pytest.raises(SettingsError, match="PMG_VASP_PSP_DIR"):
         label_settings(Labels(engine="vasp"), ["H", "Ca"])
+
+
+def test_a_folder_of_potcars_is_a_library(library, monkeypatch):
+    before = label_settings(Labels(engine="vasp"), ["H", "Ca"])
+    monkeypatch.delenv("PMG_VASP_PSP_DIR")
+    assert label_settings(Labels(engine="vasp", pseudos=str(library)), ["H", "Ca"]).pseudos == before.pseudos
+    for wrong in ("PBE_99", str(library / "no")):
+        with pytest.raises(SettingsError, match="neither a release"):
+            label_settings(Labels(engine="vasp", pseudos=wrong), ["H", "Ca"])
+
+
+def test_epc_stays_with_quantum_espresso(library, monkeypatch):
+    monkeypatch.setenv("HYDROFLOW_QE_VERSION", "6.7")
+    campaign = 'name = "x"\n[space]\nelements = ["Ca", "Y"]\n[labels]\nengine = "vasp"\n'
+    labels, epc = (settings(parse(campaign)) for settings in (campaign_settings, epc_settings))
+    assert labels.code == "vasp" and epc.engine == "quantum-espresso 6.7" and epc.ecutwfc_ry > 0
+    assert labels.pseudos["Ca"].file == "POTCAR.Ca_sv" and epc.pseudos["Ca"].file.lower().endswith(".upf")
+    # chains are priced and inputs written from these
+    assert epc.protocol == labels.protocol and "dos" in epc.values
+    with pytest.raises(SettingsError, match="epc.pseudos = '/no', for the electron–phonon coupling"):
+        epc_settings(parse(campaign + '[epc]\npseudos = "/no"\n'))
 
 
 def test_pymatgens_layout_of_a_library(library):

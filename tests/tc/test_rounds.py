@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import Labels, load
+from hydroflow.campaign import Labels, load, parse
 from hydroflow.dft.settings import label_settings
 from hydroflow.epc.cost import CostModel
+from hydroflow.errors import DataError
 from hydroflow.screening.listing import why
-from hydroflow.store.documents import Candidate
+from hydroflow.store.documents import Candidate, Run
+from hydroflow.store.runs import open_run
+from hydroflow.tc import rounds
 from hydroflow.tc.budget import cost_model
 from hydroflow.tc.rounds import distinct, pick
 from tests.test_campaign import MINIMAL
@@ -74,3 +79,83 @@ def test_costs_follow_finished_chains_and_the_budget_is_kept(store, tmp_path):
     # what is spent or promised is no longer there to be spent
     small.epc_status, small.cost_core_hours = "done", 9.999
     assert pick(campaign, [small, bare], settings, 2) == []
+
+
+class Loop:
+    """tc_rounds with chains and trainings that answer at once; what was asked for is kept."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store, tc_k: dict[str, float], predicted_k: dict[str, float]) -> None:
+        self.store, self.tc_k, self.predicted_k = store, tc_k, predicted_k
+        self.batches: list[list[str]] = []
+        self.trained_on: list[dict[str, float]] = []
+        monkeypatch.setattr(rounds, "run_chain", self.run_chain)
+        monkeypatch.setattr(rounds, "tc_spec", self.tc_spec)
+
+    def run_chain(self, ledger, store, structures, *_, **__):
+        ids = structures.columns["id"].tolist()
+        self.batches.append(ids)
+        return [{"status": "done", "usable": True, "lambda": 1.0, "omega_log_k": 1000.0, "core_hours": 1.0, "checks": [],
+                 "tc_k": {"0.10": {"allen_dynes": self.tc_k[i], "mcmillan": self.tc_k[i]}}} if self.tc_k[i] > 0 else
+                {"status": "done", "usable": False, "lambda": 9.0, "omega_log_k": 1000.0, "core_hours": 1.0,
+                 "checks": [{"name": "imaginary_modes", "passed": False}],
+                 "tc_k": {"0.10": {"allen_dynes": 500.0, "mcmillan": 500.0}}} for i in ids]
+
+    def tc_spec(self, campaign, objects, lam_model, dataset, known, others, *_):
+        if len(known) < 2:
+            raise DataError("too few")
+        self.trained_on.append(dict(zip(known.columns["id"].tolist(), known.columns["tc_k"].tolist(), strict=True)))
+        self.rest = others.columns["id"].tolist()
+        return "spec"
+
+    # the ledger's part
+    def submit(self, specs, campaign):
+        return list(specs)
+
+    def wait(self, keys, on_progress=None):
+        if keys != ["spec"]:
+            return [SimpleNamespace(state="failed") for _ in keys]  # densities of states: unknown
+        table = StructureArrays.from_lists([np.array([1])] * len(self.rest), [np.zeros((1, 3))] * len(self.rest),
+                                           [np.eye(3)] * len(self.rest))
+        table.columns = {"id": np.array(self.rest, object), "tc_predicted_k": np.array([self.predicted_k[i] for i in self.rest]),
+                         "tc_error_k": np.ones(len(self.rest))}
+        outputs = {"model.pt": "sha256:" + "0" * 64, "predictions.parquet": self.store.objects.put(table.to_parquet())}
+        result = {"cv": {"mae_k": 1.0}, "baseline": {"mae_k": 2.0}, "values": 2, "folds": 2}
+        return [SimpleNamespace(state="done", key="k", engine="deepmd-kit 3.2.0", outputs=outputs, result=result)]
+
+    def run(self, campaign) -> int:
+        return rounds.tc_rounds(campaign, self.store, self, "sha256:" + "1" * 64, "dataset", lambda *_: None)
+
+
+def test_the_second_batch_follows_the_model_and_what_is_unusable_never_trains(store, monkeypatch):
+    campaign = parse(MINIMAL.replace("Y", "Be").replace('"x"', '"c"') + "[epc]\ninitial = 3\n[tc]\nacquire = 1\nfolds = 2\n")
+    open_run(campaign)
+    # the first three by symmetry; "bad" among them has a wrong and flattering Tc
+    for name, group, hull in (("a", 225, 0.03), ("bad", 225, 0.01), ("b", 221, 0.02), ("low", 191, 0.0), ("high", 12, 0.04)):
+        c = saved(name, hull, crystal({"a": 0.0, "bad": 0.1, "b": 0.2, "low": 0.3, "high": 0.45}[name]))
+        c.spacegroup, c.natoms = group, 10
+        c.save()
+    tc_k = {"a": 100.0, "bad": -1.0, "b": 50.0, "low": 20.0, "high": 200.0}
+    loop = Loop(monkeypatch, store, tc_k, {"low": 20.0, "high": 250.0})
+    assert loop.run(campaign) == 4
+    assert [sorted(batch) for batch in loop.batches] == [["a", "b", "bad"], ["high"]]
+    assert loop.trained_on == [{"b": 50.0, "a": 100.0}]
+    assert Candidate.objects.get(structure_id="low").tc_predicted_k == 20.0
+    assert not Run.objects.get().summary["tc_note"]
+
+    # run again: the same chains are asked for, none is new
+    loop.batches.clear()
+    loop.run(campaign)
+    assert [sorted(batch) for batch in loop.batches] == [["a", "b", "bad", "high"]]
+
+
+def test_without_values_for_a_model_the_queue_goes_on_and_says_so(store, monkeypatch):
+    campaign = parse(MINIMAL.replace("Y", "Be").replace('"x"', '"c"') + "[epc]\ninitial = 1\n[tc]\nacquire = 1\nfolds = 2\n")
+    open_run(campaign)
+    for name, group, noise in (("a", 225, 0.0), ("b", 221, 0.2)):
+        c = saved(name, 0.0, crystal(noise))
+        c.spacegroup, c.natoms = group, 10
+        c.save()
+    loop = Loop(monkeypatch, store, {"a": 100.0, "b": 50.0}, {})
+    assert loop.run(campaign) == 2
+    assert loop.batches == [["a"], ["b"]] and not loop.trained_on
+    assert "too few" in Run.objects.get().summary["tc_note"]
