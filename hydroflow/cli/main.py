@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 
 import click
@@ -73,6 +75,15 @@ def main() -> None:
     except HydroflowError as error:
         click.echo(f"hydroflow: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `… | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if error.errno not in _FILES:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"hydroflow: {error.strerror}{where}; {_FILES[error.errno]}: the same command goes on from here", err=True)
+        sys.exit(2)
     except Exception as error:
         lost = _lost_service(error)
         if not lost:
@@ -82,13 +93,28 @@ def main() -> None:
         sys.exit(2)
 
 
+_FILES = {
+    errno.ENOSPC: "free some space, or choose another HYDROFLOW_HOME",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another HYDROFLOW_HOME",
+    errno.EACCES: "check its owner and mode, or choose another folder",
+    errno.EROFS: "choose another folder",
+}
+"""What to do about files that cannot be written, by the error of the system."""
+
+
+_OUT_OF_DISK = 14031
+"""MongoDB's error code OutOfDiskSpace."""
+
+
 def _lost_service(error: Exception) -> str:
     """What to say when a service went away in the middle of a command; empty for other errors."""
     import httpx  # Prefect's client; loaded here only, since `--help` needs neither
-    from pymongo.errors import ConnectionFailure
+    from pymongo.errors import ConnectionFailure, OperationFailure
 
     if isinstance(error, ConnectionFailure):
         return "MongoDB does not answer any more"
+    if isinstance(error, OperationFailure) and error.code == _OUT_OF_DISK:
+        return "the disk of MongoDB is full: free some space there"
     if isinstance(error, httpx.TransportError):
         return "the Prefect server does not answer any more"
     return ""

@@ -23,9 +23,9 @@ def run(file: Path, no_agent: bool) -> None:
     PREFECT_API_URL). Starts the job agent when none is alive. Finished jobs are never computed again.
     """
     from hydroflow.campaign import load
-    from hydroflow.dft.settings import campaign_settings
+    from hydroflow.cli.agent_watch import AgentWatch
     from hydroflow.dispatch.agent import start_agent
-    from hydroflow.learning.preflight import check_names
+    from hydroflow.learning.preflight import check_disk, check_here, check_names
     from hydroflow.settings import ServiceSettings
     from hydroflow.store import open_store
     from hydroflow.store.runs import open_run
@@ -36,10 +36,12 @@ def run(file: Path, no_agent: bool) -> None:
     settings = ServiceSettings.from_environment()
     open_store(settings)
     api = prefect_api_url(settings)
-    campaign_settings(campaign)  # a missing engine or pseudopotential ends it here
+    check_here(campaign)
+    check_disk(settings.home)
     open_run(campaign)
     if not no_agent:
         start_agent(settings, file)
+    AgentWatch(settings, None if no_agent else file).start()
 
     # Before Prefect is imported: it reads its settings once.
     os.environ["PREFECT_API_URL"] = api
@@ -119,9 +121,12 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         what, done, total = getattr(record, "what", None), getattr(record, "done", 0), getattr(record, "total", 0)
-        if what is None:
-            return
         now = time.monotonic()
+        if what is None:
+            sys.stderr.write(f"{chr(10) if self.open_line else ''}{_clock(now - self.started):>8}  {record.getMessage()}\n")
+            sys.stderr.flush()
+            self.open_line = False
+            return
         ended, new = done >= total, what != self.what
         if not (new or ended or now - self.printed > (0.2 if self.live else 10)):
             return

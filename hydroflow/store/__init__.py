@@ -57,7 +57,8 @@ def open_store(settings: ServiceSettings | None = None) -> Store:
     """
     settings = settings or ServiceSettings.from_environment()
     objects = open_objects(settings)
-    objects.check()
+    if settings.s3_bucket:
+        objects.check()
     with _lock:
         uri = mongodb_uri(settings)
         target = (uri, settings.database)
@@ -68,6 +69,8 @@ def open_store(settings: ServiceSettings | None = None) -> Store:
             probe: MongoClient = MongoClient(uri, serverSelectionTimeoutMS=5000 if settings.mongodb_uri else 1000)
             with probe:
                 probe.admin.command("ping")
+            if not settings.s3_bucket:
+                objects.check()  # makes the directory: only beside services that are there
             if _opened["target"] is None:
                 mongoengine.disconnect()
                 mongoengine.connect(db=settings.database, host=uri, alias="default", uuidRepresentation="standard",

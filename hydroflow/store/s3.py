@@ -205,7 +205,7 @@ class S3Objects:
                 if refused.code in _TAKEN:
                     return False
                 if refused.code not in _BUSY or attempt == 4:
-                    raise ServiceError(f"the S3 store {self.endpoint_url or 'aws'} refused to write: {refused}") from refused
+                    raise
                 time.sleep(0.2 * 2 ** attempt)
         raise AssertionError("unreachable")
 
@@ -216,7 +216,7 @@ class S3Objects:
         except _Refused as refused:
             if refused.code in _NOT_FOUND:
                 return None
-            raise ServiceError(f"the S3 store {self.endpoint_url or 'aws'} refused to read: {refused}") from refused
+            raise
 
     def _read(self, key: str, name: str) -> bytes:
         buffer = io.BytesIO()
@@ -232,7 +232,7 @@ class S3Objects:
         except _Refused as refused:
             if refused.code in _NOT_FOUND:
                 raise missing(name) from None
-            raise ServiceError(f"the S3 store {self.endpoint_url or 'aws'} refused to read: {refused}") from refused
+            raise
 
     def _keys(self, prefix: str) -> Iterator[dict[str, Any]]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
@@ -257,15 +257,16 @@ class S3Objects:
                 raise ServiceError(f"{where} has no such bucket; create it or set HYDROFLOW_S3_BUCKET") from error
             if code in _FULL:
                 raise ServiceError(f"{where} is full while {doing} ({code}); nothing was left half-written") from error
-            raise _Refused(code, str(error)) from error
+            raise _Refused(code, f"{where} refuses while {doing}: {error}; check HYDROFLOW_S3_ENDPOINT_URL, AWS_REGION and the "
+                           "store itself") from error
         except (ConnectionError, HTTPClientError) as error:
             raise ServiceError(f"{where} cannot be reached while {doing}: {error}; check HYDROFLOW_S3_ENDPOINT_URL") from error
         except (BotoCoreError, ValueError) as error:
             raise ServiceError(f"{where} cannot be used while {doing}: {error}") from error
 
 
-class _Refused(Exception):
-    """An error answer that a caller may understand (not found, precondition failed)."""
+class _Refused(ServiceError):
+    """An error answer; a caller may understand it (not found, precondition failed), otherwise it is the user's to read."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code

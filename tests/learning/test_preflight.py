@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hydroflow import campaign
@@ -38,6 +40,19 @@ def test_pseudopotentials_that_are_not_here_are_named(text: str, message: str) -
     parsed = campaign.parse(text)
     check_names(parsed)
     assert message in (missing_here(parsed) or "")
+
+
+def test_programs_that_come_last_are_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDROFLOW_QE_VERSION", "6.7")
+    for name in ("pw.x", "ph.x", "projwfc.x", "q2r.x"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "matdyn.x, which epc.collect jobs need" in (missing_here(campaign.parse(MINIMAL)) or "")
+    # somebody else's to look at: a cluster that loads its programs first, another machine, a program with a command line
+    for cluster in ('setup = ["module load qe"]', 'context = "ssh"\nhost = "h"\nuser = "u"\nbatch = "Slurm"',
+                    'executables = { "matdyn.x" = "ph.x matdyn" }'):
+        assert missing_here(campaign.parse(MINIMAL + f"[clusters.one]\n{cluster}\n")) is None
 
 
 def test_the_epc_budget_bounds_the_estimate() -> None:

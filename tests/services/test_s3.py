@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,34 @@ def test_an_unreachable_store_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_endpoint_without_a_bucket_is_refused() -> None:
     with pytest.raises(SettingsError, match="HYDROFLOW_S3_BUCKET"):
         ServiceSettings.from_environment({"HYDROFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:1"})
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_an_answer_that_makes_no_sense_is_one_line(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy, a moved region or another server altogether behind the address."""
+    class Odd(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_DELETE = do_POST = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    objects = S3Objects("bucket", f"http://127.0.0.1:{server.server_port}", attempts=1)
+    digest = "sha256:" + "0" * 64
+    try:
+        for action in (objects.check, lambda: objects.delete(digest), lambda: list(objects.list()),
+                       lambda: objects.exists(digest), lambda: objects.get(digest)):
+            with pytest.raises(ServiceError, match="check HYDROFLOW_S3_ENDPOINT_URL") as caught:
+                action()
+            assert "\n" not in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
