@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
 from importlib.resources import files
 
@@ -57,7 +58,7 @@ def _title(data: ReportData) -> str:
 
 def _header(data: ReportData) -> str:
     usable = data.usable
-    labels = data.labels.get("done", sum(i["labelled"] for i in data.iterations))
+    labels = sum(i["labelled"] for i in data.iterations)
     hours = sum(c["core_hours"] for c in data.costs)
     best = usable[0] if usable else None
     tiles = [
@@ -119,9 +120,12 @@ def limitations(data: ReportData) -> list[str]:
                "λ must have a plateau over the broadening σ.")
     if data.tc_model.get("scope"):
         out.append(f"Tc model: {escape(str(data.tc_model['scope']))}")
-    lost = data.labels.get("quarantined")
-    if lost:
-        out.append(f"{count(lost)} DFT labels failed for good and are in no data set.")
+    lost = sum((Counter(i["quarantined"]) for i in data.iterations), Counter[str]())
+    held = lost.pop("held for review", 0)
+    if lost or held:
+        codes = ", ".join(f"{escape(code)} {n}" for code, n in lost.most_common())
+        out.append(f"{count(lost.total())} DFT labels failed for good{f' ({codes})' if codes else ''} and {count(held)} are held "
+                   "for review: they are in no data set.")
     return out
 
 

@@ -82,7 +82,6 @@ class ReportData:
     tc_model: dict[str, Any]
     epc_note: str
     tc_note: str
-    labels: dict[str, Any]
     iterations: list[dict[str, Any]]
     candidates_total: int
     candidates_by_stage: dict[str, int]
@@ -133,7 +132,6 @@ def read(store: Store, campaign: str) -> ReportData:
         timings_s={k: float(v) for k, v in (run.timings_s or {}).items()},
         funnel=summary.get("funnel") or [], hull=summary.get("hull") or {},
         tc_model=summary.get("tc_model") or {}, epc_note=summary.get("epc_note") or "", tc_note=summary.get("tc_note") or "",
-        labels=summary.get("labels") or {},
         iterations=_iterations(campaign),
         candidates_total=Candidate.objects(campaign=campaign).count(),
         candidates_by_stage={g["_id"] or "searched": g["n"] for g in Candidate.objects(campaign=campaign).aggregate(

@@ -109,6 +109,10 @@ def count(**query: object) -> int:
     return int(Job.objects(**query).count())
 
 
+def at_stage(name: str) -> bool:
+    return bool(Run.objects(campaign="tiny", stage=name))
+
+
 def outcome() -> dict[str, object]:
     """Everything a user reads of a campaign, keyed so that two runs can be compared."""
     # Packed ground states carry the times of their calculation, so keys behind them differ; their λ are compared below.
@@ -130,9 +134,12 @@ def test_killed_at_several_points_it_goes_on_and_ends_the_same(benches: Callable
         ("amid the bootstrap labels", lambda: count(kind="dft.label", state="done") >= 6, True),
         ("in the first training", lambda: count(kind="lam.train", state="running") >= 1, False),
         ("amid the labels of stage 1", lambda: count(kind="dft.label", state="done") >= 33, False),
+        ("amid the labels of stage 2", lambda: at_stage("stage2") and count(kind="dft.label", state="running") >= 1, True),
         ("in the search", lambda: count(kind="search.shard") >= 1, True),
+        ("in a relaxation by DFT", lambda: count(kind="dft.relax", state="running") >= 1, False),
         ("in the EPC chain", lambda: count(kind="epc.q", state__in=["running", "done"]) >= 1, True),
     ]
+    finished: list[tuple[str, dict[str, int], Counter[str]]] = []
     with open_store(killed.settings):
         for when, condition, agent_too in points:
             process = killed.start()
@@ -145,14 +152,23 @@ def test_killed_at_several_points_it_goes_on_and_ends_the_same(benches: Callable
             process.wait()
             if agent_too:
                 kill_agent(killed)
+            done = dict(Job.objects(state="done").scalar("key", "attempt"))
+            finished.append((when, done, killed.ended_runs()))  # in this order: the runs of what is done have all ended
         assert killed.start().wait(timeout=600) == 0, killed.log.read_text()[-3000:]
         shown = httpx.post(f"{prefect_api_url(killed.settings)}/artifacts/latest/filter", json={}).raise_for_status().json()
         assert {"jobs-dft-label", "jobs-lam-train", "funnel", "learning"} <= {a["key"] for a in shown}
         assert Run.objects.get(campaign="tiny").stage == "finished"
         with_kills = outcome()
-        # A run that ended is recorded once: the engines themselves counted.
-        first_attempts = set(Job.objects(state="done", attempt=1).scalar("key"))
-        repeated = {line: n for line, n in killed.ended_runs().items() if n > 1 and line.split()[0] in first_attempts}
+        # What was done at a kill is neither tried nor run again: the ledger says so, and the engines themselves counted.
+        attempts, ended = dict(Job.objects.scalar("key", "attempt")), killed.ended_runs()
+        for when, done, runs in finished:
+            assert {k: attempts[k] for k in done} == done, f"killed {when}: a finished job was tried again"
+            again = {line: n for line, n in runs.items() if line.split()[0] in done and ended[line] != n}
+            assert not again, f"killed {when}: a finished calculation was run again"
+        # What was tried more than once was lost or failed in between, never finished.
+        for job in Job.objects(state="done", attempt__gt=1):
+            assert [e.state for e in job.history].count("done") == 1, job.key
+        repeated = {line: n for line, n in ended.items() if n > 1 and attempts[line.split()[0]] == 1}
         assert not repeated
         assert with_kills["candidates"]
 
