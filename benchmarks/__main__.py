@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+QUICK_LIMIT_S, LIMIT_S = 300, 7200
+"""When a benchmark counts as hung: well beyond what it takes on a busy machine."""
 
 
 def scripts() -> dict[str, Path]:
@@ -26,9 +28,13 @@ def measure(script: Path, quick: bool) -> dict[str, Any]:
     """One benchmark in a process of its own: its figures, or why there are none."""
     started = time.monotonic()
     # as a module of the folder's parent, so that benchmarks may share helpers
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{script.stem}", "--json", *(["--quick"] if quick else [])],
-        cwd=HERE.parent, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    limit_s = QUICK_LIMIT_S if quick else LIMIT_S
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{script.stem}", "--json", *(["--quick"] if quick else [])],
+            cwd=HERE.parent, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return {"wall_s": limit_s, "error": f"stopped after {limit_s} s"}
     out: dict[str, Any] = {"wall_s": round(time.monotonic() - started, 1)}
     last = next(reversed(done.stdout.strip().splitlines()), "")
     try:

@@ -154,7 +154,7 @@ def measure(store: Store, home: Path, seeds: int, each: int) -> dict[str, Any]:
         "searches": 2 * seeds, "structures": structures, "seconds_per_stage": totals, "structures_per_s": structures / wall,
         "generated_and_analysed_per_s": structures / (totals["generate"] + totals["analyse"]),
         "near_hull_lower_even": int(wins[0]), "near_hull_lower_rounds": int(wins[1]), "near_hull_equal": int(wins[2]),
-        "ratio_lower_rounds_to_even": float(wins[1] / max(wins[0], 1)),
+        "wins_of_rounds_per_win_of_even": float(wins[1] / max(wins[0], 1)),
     }
 
 
