@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         table.add_row(*["" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()])
     Console().print(table)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Sorts ``50-100 GPa`` before ``150-200 GPa``, and names without a number first."""
+    number = re.match(r"-?\d+", name)
+    return (int(number.group()) if number else -1, name)
 
 
 # ---- datasets -------------------------------------------------------------------------------------------------------
@@ -84,7 +91,8 @@ def show_dataset(digest: str, as_json: bool) -> None:
     if "frames" in manifest["splits"].values():
         click.echo("a single composition, split frame by frame: errors on held-out frames are those of interpolation")
     for title in ("source", "pressure", "element"):
-        click.echo(f"by {title}: " + ", ".join(f"{k} {n}" for k, n in sorted(manifest["counts"][title].items())))
+        counts = sorted(manifest["counts"][title].items(), key=lambda item: _by_number(item[0]))
+        click.echo(f"by {title}: " + ", ".join(f"{k} {n}" for k, n in counts))
     click.echo("by composition:")
     for name, count in sorted(manifest["counts"]["composition"].items()):
         click.echo(f"  {name:<14}{count:>6}  {manifest['splits'][name]}")
@@ -114,10 +122,13 @@ def export_dataset(digest: str, path: Path, fmt: str, split: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--format", "fmt", type=click.Choice(["deepmd/npy/mixed", "deepmd/npy", "extxyz", "vasp/outcar"]), required=True)
 @click.option("--campaign", required=True, help="campaign (name or file) the dataset belongs to")
-@click.option("--label-settings", required=True, help="level of theory of the labels, in words; never mixed with others")
+@click.option("--label-settings", help="level of theory of the labels, in words; never mixed with others. Needed where the file "
+              "does not name it itself, as exported extxyz does")
+@click.option("--pressure-gpa", type=float, help="the pressure the frames were made at, which their virials are compared with")
 @click.option("--parent", help="digest of a dataset that the frames join")
 @click.option("--source", default="import", show_default=True)
-def import_dataset(path: Path, fmt: str, campaign: str, label_settings: str, parent: str | None, source: str) -> None:
+def import_dataset(path: Path, fmt: str, campaign: str, label_settings: str | None, pressure_gpa: float | None,
+                   parent: str | None, source: str) -> None:
     """Make a dataset of your own labelled frames at PATH."""
     from hydroflow.cli.common import campaign_name
     from hydroflow.lam.datasets import build_dataset
@@ -128,7 +139,7 @@ def import_dataset(path: Path, fmt: str, campaign: str, label_settings: str, par
     frames = import_frames(path, fmt, label_settings, source)
     with open_store() as store:
         joined = _one(Dataset, parent, "dataset").digest if parent else None
-        digest = build_dataset(store, campaign_name(campaign), frames, joined)
+        digest = build_dataset(store, campaign_name(campaign), frames, joined, pressure_gpa)
     click.echo(f"{len(frames)} frames imported; dataset {digest}")
 
 
@@ -177,10 +188,10 @@ def show_model(digest: str, as_json: bool) -> None:
             click.echo(f"{split}: {values['frames']} frames, energy {values['energy_mev_atom']:.1f} meV/atom, force "
                        f"{values['force_mev_a']:.0f} meV/Å, virial {values['virial_mev_atom']:.1f} meV/atom")
     for title, unit in (("per_element", "force, meV/Å"), ("per_pressure", "")):
-        for name, value in (m.metrics.get(title) or {}).items():
+        for name, value in sorted((m.metrics.get(title) or {}).items(), key=lambda item: _by_number(item[0])):
             shown = f"{value:.0f}" if not isinstance(value, dict) else \
                 f"energy {value['energy_mev_atom']:.1f} meV/atom, force {value['force_mev_a']:.0f} meV/Å"
-            click.echo(f"  {name:<10}{shown} {unit}".rstrip())
+            click.echo(f"  {name:<12}{shown} {unit}".rstrip())
     if m.input:
         kind = m.input["model"].get("descriptor", {}).get("type", "–")
         click.echo(f"descriptor {kind}, {m.input['training']['numb_steps']} steps")

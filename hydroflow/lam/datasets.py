@@ -30,12 +30,23 @@ _LARGEST_HELD_OUT = 0.15
 COLUMNS = ("energy_ev", "virial_ev", "pressure_gpa", "label_settings", "source")
 _MAX_FORCE_EV_A = 500.0
 _MAX_PRESSURE_GPA = 3000.0
+_LEAST_MEDIAN_PRESSURE_GPA = -20.0
+"""No compressed solid's: data whose middle is under more tension than this have the sign of the virial reversed."""
+_PRESSURE_BIN_GPA = 50
 _MAX_RESIDUAL_EV_ATOM = 20.0
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
-def check_frames(frames: StructureArrays) -> str:
+def check_frames(frames: StructureArrays, expected_pressure_gpa: float | None = None) -> str:
     """Check labelled frames and return their one label settings string.
+
+    Parameters
+    ----------
+    frames : StructureArrays
+        Labelled frames. Their column ``pressure_gpa`` mostly comes from the same stress as the virial, and cannot show that the
+        virial is wrong.
+    expected_pressure_gpa : float, optional
+        The pressure that they were made at, from another source than their stress.
 
     Raises
     ------
@@ -60,7 +71,7 @@ def check_frames(frames: StructureArrays) -> str:
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             raise DataError(f"{name} of frame {int(frames.owner[np.argmax(bad)])} are not finite")
-    _check_units(frames)
+    _check_units(frames, expected_pressure_gpa)
     settings = sorted({str(s) for s in frames.columns["label_settings"]})
     if len(settings) > 1:
         raise DataError(f"frames of {len(settings)} label settings are mixed ({settings[0]}; {settings[1]}; …); "
@@ -68,7 +79,7 @@ def check_frames(frames: StructureArrays) -> str:
     return settings[0]
 
 
-def _check_units(frames: StructureArrays) -> None:
+def _check_units(frames: StructureArrays, expected_pressure_gpa: float | None) -> None:
     """Numbers that no solid under pressure has in eV, Å and GPa mean other units, a reversed sign or a broken label."""
     force = np.abs(frames.atom_columns["forces_ev_a"]).max()
     if force > _MAX_FORCE_EV_A:
@@ -81,10 +92,16 @@ def _check_units(frames: StructureArrays) -> None:
     if np.abs(pressure).max() > _MAX_PRESSURE_GPA:
         raise DataError(f"a virial that means {pressure[np.abs(pressure).argmax()]:.4g} GPa; virial_ev is −V·σ in eV, not a "
                         "stress in GPa or kbar")
+    middle = float(np.median(pressure))
+    if middle < _LEAST_MEDIAN_PRESSURE_GPA:
+        raise DataError(f"the virials mean {middle:.0f} GPa in the middle of the frames, a solid under tension: the sign is "
+                        "reversed; give the virial as −V·σ, positive under compression (a stress the other way, as ASE's)")
+    if expected_pressure_gpa is not None:
+        slack = -_LEAST_MEDIAN_PRESSURE_GPA
+        if not expected_pressure_gpa / 3 - slack < middle < 3 * expected_pressure_gpa + slack:
+            raise DataError(f"the virials mean {middle:.3g} GPa in the middle of the frames where {expected_pressure_gpa:g} GPa "
+                            "is expected; check their units (eV per cell; a stress in an extxyz file: eV/Å³)")
     aim = np.median(frames.columns["pressure_gpa"])
-    if aim > 50 and np.median(pressure) < -aim / 4:
-        raise DataError(f"the virials mean {np.median(pressure):.0f} GPa where {aim:.0f} GPa was aimed at: the sign is reversed "
-                        "(virial_ev is −V·σ, positive under compression)")
     if aim > 50 and np.median(np.abs(pressure)) < aim / 20:
         raise DataError(f"the virials mean {np.median(pressure):.3g} GPa where {aim:.0f} GPa was aimed at; check their units "
                         "(virial_ev is in eV per cell)")
@@ -118,6 +135,12 @@ def check_energies(reference: StructureArrays, frames: StructureArrays) -> None:
     if abs(residual[worst]) > _MAX_RESIDUAL_EV_ATOM:
         raise DataError(f"the energy of frame {worst} ({frames[worst].formulas()[0]}) is {residual[worst]:+.1f} eV/atom away "
                         "from what its composition has in the other frames; check units and pseudopotentials")
+
+
+def pressure_bins(pressures_gpa: np.ndarray) -> np.ndarray:
+    """(n,) text such as ``150-200 GPa``, the 50 GPa that each pressure lies in: labels have as many pressures as frames."""
+    low = (np.asarray(pressures_gpa, float) // _PRESSURE_BIN_GPA).astype(int) * _PRESSURE_BIN_GPA
+    return np.array([f"{p}-{p + _PRESSURE_BIN_GPA} GPa" if p >= 0 else "below 0 GPa" for p in low], dtype="U16")
 
 
 # ---- split ----------------------------------------------------------------------------------------------------------
@@ -188,7 +211,8 @@ def _split_column(frames: StructureArrays, groups: Sequence[str], splits: dict[s
 
 
 # ---- versions -------------------------------------------------------------------------------------------------------
-def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, parent: str | None = None) -> str:
+def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, parent: str | None = None,
+                  expected_pressure_gpa: float | None = None) -> str:
     """Make a dataset of labelled frames, joined to those of `parent`; frames that are there already are not doubled.
 
     Parameters
@@ -201,6 +225,8 @@ def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, par
         Labelled frames (docs/architecture.md).
     parent : str, optional
         Digest of the version it goes on from.
+    expected_pressure_gpa : float, optional
+        As for :func:`check_frames`.
 
     Returns
     -------
@@ -212,7 +238,7 @@ def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, par
     DataError
         for frames that fail :func:`check_frames`, or of other label settings than the parent's.
     """
-    settings = check_frames(frames)
+    settings = check_frames(frames, expected_pressure_gpa)
     manifest: dict[str, Any] = {"parts": [], "splits": {}, "label_settings": settings}
     old = StructureArrays.empty()
     if parent is not None:
@@ -236,7 +262,7 @@ def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, par
     groups = everything.formulas()
     splits = assign_splits(dict(Counter(groups)), manifest["splits"])
     column = _split_column(everything, groups, splits)
-    pressures = Counter(f"{p:.0f} GPa" for p in everything.columns["pressure_gpa"])
+    pressures = Counter(pressure_bins(everything.columns["pressure_gpa"]).tolist())
     body = {
         "format": "hydroflow dataset/1", "parent": parent, "label_settings": settings, "parts": parts, "splits": splits,
         "frames": len(everything),

@@ -5,6 +5,7 @@ Inside hydroflow, labelled frames are :class:`StructureArrays` (docs/architectur
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def write_training_systems(frames: StructureArrays, folder: Path, type_map: Sequ
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 def export_frames(frames: StructureArrays, path: Path, fmt: str, type_map: Sequence[str]) -> None:
-    """Write labelled frames as ``deepmd/npy/mixed``, ``deepmd/npy`` (folders) or ``extxyz`` (one file).
+    """Write labelled frames as ``deepmd/npy/mixed``, ``deepmd/npy`` (folders) or ``extxyz`` (one file); whole or not at all.
 
     Raises
     ------
@@ -106,20 +107,25 @@ def export_frames(frames: StructureArrays, path: Path, fmt: str, type_map: Seque
     """
     if path.exists():
         raise DataError(f"{path} exists already; choose another path or remove it")
-    if fmt == "extxyz":
-        from ase.io import write
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, [_labelled_atoms(frames, i) for i in range(len(frames))], format="extxyz")
-    elif fmt == "deepmd/npy/mixed":
-        to_dpdata(frames, type_map).to_deepmd_npy_mixed(str(path))
-    elif fmt == "deepmd/npy":
-        to_dpdata(frames, type_map).to_deepmd_npy(str(path))
-    else:
+    if not len(frames):
+        raise DataError("there are no frames to write; choose another split")
+    if fmt not in EXPORTS:
         raise DataError(f"unknown export format {fmt!r}; known: {', '.join(EXPORTS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder) / path.name
+        if fmt == "extxyz":
+            from ase.io import write
+
+            write(part, [_labelled_atoms(frames, i) for i in range(len(frames))], format="extxyz")
+        elif fmt == "deepmd/npy/mixed":
+            to_dpdata(frames, type_map).to_deepmd_npy_mixed(str(part))
+        else:
+            to_dpdata(frames, type_map).to_deepmd_npy(str(part))
+        part.rename(path)
 
 
-def import_frames(path: Path, fmt: str, label_settings: str, source: str = "import") -> StructureArrays:
+def import_frames(path: Path, fmt: str, label_settings: str | None = None, source: str = "import") -> StructureArrays:
     """Read a user's labelled frames.
 
     Parameters
@@ -128,8 +134,9 @@ def import_frames(path: Path, fmt: str, label_settings: str, source: str = "impo
         A file (OUTCAR, extxyz) or a folder of deepmd systems.
     fmt : str
         One of :data:`IMPORTS`.
-    label_settings : str
-        The level of theory the labels came from; frames of different settings are never mixed.
+    label_settings : str, optional
+        The level of theory the labels came from; frames of different settings are never mixed. An extxyz file may name it
+        itself (``label_settings`` of each frame, as :func:`export_frames` writes it).
     source : str
         Goes into the ``source`` column.
 
@@ -141,7 +148,8 @@ def import_frames(path: Path, fmt: str, label_settings: str, source: str = "impo
     Raises
     ------
     DataError
-        for an unknown format, an unreadable file, or missing energies, forces or stress.
+        for an unknown format, an unreadable file, missing energies, forces or stress; when neither the file nor the caller
+        names the label settings, or both do and differ, or two frames differ.
     """
     from hydroflow.units import EV_A3_GPA
 
@@ -161,9 +169,25 @@ def import_frames(path: Path, fmt: str, label_settings: str, source: str = "impo
     if "pressure_gpa" not in frames.columns:
         pressure = np.trace(frames.columns["virial_ev"], axis1=1, axis2=2) / (3 * frames.volumes) * EV_A3_GPA
         frames.columns["pressure_gpa"] = np.round(pressure, 1)
-    frames.columns["label_settings"] = np.array([label_settings] * n)
+    frames.columns["label_settings"] = np.array([_one_settings(path, frames, label_settings)] * n)
     frames.columns["source"] = np.array([source] * n)
     return frames
+
+
+def _one_settings(path: Path, frames: StructureArrays, told: str | None) -> str:
+    """The one label settings of imported frames: what the file names, the caller told, or both alike."""
+    named = {str(s) or told or "" for s in frames.columns.get("label_settings", [""])}
+    if "" in named:
+        raise DataError(f"{path} does not name the level of theory of its frames; give it in words (--label-settings)")
+    if len(named) > 1:
+        first, second, *_ = sorted(named)
+        raise DataError(f"{path}: frames of {len(named)} label settings are mixed ({first}; {second}); import each level of "
+                        "theory by itself")
+    found = named.pop()
+    if told not in (None, found):
+        raise DataError(f"{path} says that its frames were labelled with '{found}', not with '{told}'; leave --label-settings "
+                        "out, or mend the file")
+    return found
 
 
 def _read_dpdata(path: Path, fmt: str) -> StructureArrays:
@@ -211,6 +235,8 @@ def _read_extxyz(path: Path) -> StructureArrays:
         "energy_ev": [a.get_potential_energy() for a in items],
         "virial_ev": [-a.get_stress(voigt=False) * a.get_volume() for a in items],
     })
+    if any("label_settings" in a.info for a in items):
+        frames.columns["label_settings"] = np.array([str(a.info.get("label_settings", "")) for a in items], object)
     if all("pressure_gpa" in a.info for a in items):
         frames.columns["pressure_gpa"] = np.array([float(a.info["pressure_gpa"]) for a in items])
     frames.atom_columns["forces_ev_a"] = np.concatenate([a.get_forces() for a in items])

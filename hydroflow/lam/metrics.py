@@ -8,6 +8,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from hydroflow.arrays import StructureArrays
+from hydroflow.lam.datasets import pressure_bins
 from hydroflow.lam.model import Evaluation, LamModel
 
 
@@ -19,7 +20,7 @@ def errors(model: LamModel, frames: StructureArrays) -> dict[str, Any]:
     dict
         ``frames``; ``energy_mev_atom``, ``force_mev_a``, ``virial_mev_atom`` (root mean square, as the field reports them: energy
         and virial per atom, force per component); the same with ``mae_`` in front; ``per_element`` (force, meV/Å) and
-        ``per_pressure`` (energy, force, virial). Empty frames give ``{"frames": 0}``.
+        ``per_pressure`` (energy, force, virial in bins of 50 GPa). Empty frames give ``{"frames": 0}``.
     """
     if not len(frames):
         return {"frames": 0}
@@ -36,7 +37,7 @@ def from_evaluation(found: Evaluation, frames: StructureArrays) -> dict[str, Any
     out: dict[str, Any] = {"frames": len(frames), **_summary(energy, force, virial)}
     out["per_element"] = {chemical_symbols[int(z)]: _rms(force[frames.numbers == z]) for z in np.unique(frames.numbers)}
     out["per_pressure"] = {}
-    pressures = np.array([f"{p:.0f} GPa" for p in frames.columns["pressure_gpa"]])
+    pressures = pressure_bins(frames.columns["pressure_gpa"])
     for p in np.unique(pressures):
         rows = pressures == p
         values = _summary(energy[rows], force[rows[owner]], virial[rows])

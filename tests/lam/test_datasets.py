@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.errors import DataError
-from hydroflow.lam.datasets import SPLITS, assign_splits, build_dataset, check_frames, load_dataset, read_manifest
+from hydroflow.lam.datasets import (
+    SPLITS,
+    assign_splits,
+    build_dataset,
+    check_frames,
+    load_dataset,
+    pressure_bins,
+    read_manifest,
+)
+from hydroflow.lam.formats import element_order, export_frames, import_frames
 from hydroflow.store import Store
 from hydroflow.store.documents import Dataset
+from hydroflow.units import EV_A3_GPA
 from tests.lam.labelled import frames as labelled
 
 
@@ -52,6 +64,44 @@ def _without(name: str) -> StructureArrays:
 def test_unusable_frames_are_refused_with_the_reason(frames: StructureArrays, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_frames(frames)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Callable[[float], Path]:
+    """Writes frames as a user has them: with a stress, scaled by a factor, and no word of a pressure beside it."""
+    def write(factor: float) -> Path:
+        frames = labelled()
+        frames.columns = {"energy_ev": frames.columns["energy_ev"], "virial_ev": frames.columns["virial_ev"] * factor}
+        export_frames(frames, tmp_path / "user.xyz", "extxyz", element_order(frames))
+        return tmp_path / "user.xyz"
+
+    return write
+
+
+@pytest.mark.parametrize(("factor", "expected", "message"), [
+    (-1.0, None, "sign is reversed"),
+    (-1.0, 200.0, "sign is reversed"),
+    (0.1, 200.0, "200 GPa is expected"),
+    (10.0, 200.0, "200 GPa is expected"),
+    (1.0, 0.0, "0 GPa is expected"),
+])
+def test_a_wrong_virial_of_an_import_is_refused(bare: Callable[[float], Path], factor: float, expected: float | None,
+                                                message: str) -> None:
+    """The pressure of an import is that of its virial, so that the two never contradict each other."""
+    frames = import_frames(bare(factor), "extxyz", "pbe")
+    with pytest.raises(DataError, match=message):
+        check_frames(frames, expected)
+
+
+@pytest.mark.parametrize("expected", [None, 150.0, 200.0, 250.0])
+def test_a_sound_import_passes(bare: Callable[[float], Path], expected: float | None) -> None:
+    assert check_frames(import_frames(bare(1.0), "extxyz", "pbe"), expected) == "pbe"
+
+
+def test_pressures_are_counted_in_wide_bins() -> None:
+    """Every label has a pressure of its own, to the digits that DFT gives."""
+    assert pressure_bins(np.array([149.98, 150.0, 199.93, 203.41, 41.7, -3.2])).tolist() == [
+        "100-150 GPa", "150-200 GPa", "150-200 GPa", "200-250 GPa", "0-50 GPa", "below 0 GPa"]
 
 
 def test_an_energy_in_other_units_is_refused() -> None:
@@ -120,6 +170,14 @@ class TestVersions:
         assert {g: b["splits"][g] for g in a["splits"]} == a["splits"]
         record = Dataset.objects(digest=second).get()
         assert record.parent == first and record.parts == b["parts"] and sum(record.split.values()) == len(frames)
+
+    def test_frames_are_counted_by_the_pressure_of_their_label(self, store: Store) -> None:
+        frames = labelled()
+        own = np.trace(frames.columns["virial_ev"], axis1=1, axis2=2) / (3 * frames.volumes) * EV_A3_GPA
+        frames.columns["pressure_gpa"] = own  # as dft.batch.labelled_frames has it
+        counts = read_manifest(store.objects, build_dataset(store, "mgca", frames))["counts"]["pressure"]
+        assert len(np.unique(own)) == len(frames) and len(counts) < 15 and sum(counts.values()) == len(frames)
+        assert counts["150-200 GPa"] == ((own >= 150) & (own < 200)).sum() > 5
 
     def test_another_level_of_theory_is_never_joined(self, store: Store) -> None:
         frames = labelled()

@@ -30,12 +30,32 @@ def test_round_trip(fmt: str, tmp_path: Path) -> None:
     frames = labelled()[:40]
     target = tmp_path / "out"
     export_frames(frames, target, fmt, element_order(frames))
-    back = import_frames(target, fmt, "somewhere")
+    # extxyz names the label settings of each frame, the deepmd formats have no place for them
+    back = import_frames(target, fmt, None if fmt == "extxyz" else "somewhere")
     for a, b in zip(_canonical(frames), _canonical(back), strict=True):
         assert a[:2] == b[:2]
         np.testing.assert_allclose(a[2], b[2], atol=2e-4)
         np.testing.assert_allclose(a[3], b[3], atol=2e-4)
-    assert set(back.columns["label_settings"]) == {"somewhere"}
+    settings = frames.columns["label_settings"] if fmt == "extxyz" else ["somewhere"]
+    assert set(back.columns["label_settings"]) == set(settings)
+
+
+def test_levels_of_theory_in_one_file_are_never_given_one_name(tmp_path: Path) -> None:
+    frames = labelled()[:6]
+    one = str(frames.columns["label_settings"][0])
+    export_frames(frames, tmp_path / "one.xyz", "extxyz", element_order(frames))
+    assert set(import_frames(tmp_path / "one.xyz", "extxyz", one).columns["label_settings"]) == {one}
+    with pytest.raises(DataError, match="not with 'pbe'"):
+        import_frames(tmp_path / "one.xyz", "extxyz", "pbe")
+    frames.columns["label_settings"] = np.array([one] * 3 + ["VASP PBE 850 eV"] * 3)
+    export_frames(frames, tmp_path / "two.xyz", "extxyz", element_order(frames))
+    for told in (None, one):
+        with pytest.raises(DataError, match="2 label settings are mixed"):
+            import_frames(tmp_path / "two.xyz", "extxyz", told)
+    del frames.columns["label_settings"]
+    export_frames(frames, tmp_path / "none.xyz", "extxyz", element_order(frames))
+    with pytest.raises(DataError, match="--label-settings"):
+        import_frames(tmp_path / "none.xyz", "extxyz")
 
 
 def test_a_vasp_outcar_is_read_with_its_virial() -> None:
@@ -65,6 +85,21 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
     frames = labelled()[:2]
     with pytest.raises(DataError, match="exists already"):
         export_frames(frames, tmp_path, "deepmd/npy", element_order(frames))
+
+
+@pytest.mark.parametrize("fmt", EXPORTS)
+def test_an_export_that_fails_leaves_nothing(fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: object, *args: object, **kwargs: object) -> None:
+        Path(str(path)).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    frames = labelled()[:2]
+    monkeypatch.setattr("ase.io.write", full)
+    monkeypatch.setattr("dpdata.MultiSystems.to_deepmd_npy", lambda self, path: full(path), raising=False)
+    monkeypatch.setattr("dpdata.MultiSystems.to_deepmd_npy_mixed", lambda self, path: full(path), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        export_frames(frames, tmp_path / "out", fmt, element_order(frames))
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_systems_pad_frames_with_virtual_atoms(tmp_path: Path) -> None:
