@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from hydroflow.errors import DataError
 from hydroflow.lam.backend import import_deepmd
 
+log = logging.getLogger(__name__)
 _ANGLES_AT_ONCE = 2e6
 """Pairs of neighbours evaluated together by a descriptor with angles: some hundred bytes each, so about a gigabyte."""
 
@@ -65,6 +68,8 @@ class Kernel(ABC):
         import torch
 
         self.model = model.to(device).eval()
+        self.most_atoms = math.inf
+        self.fitted = 0
         self.cutoff_a = float(self.model.get_rcut())
         self.device = device
         self.torch = torch
@@ -75,26 +80,36 @@ class Kernel(ABC):
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Energies (n,) in eV, forces (N, 3) in eV/Å and virials (n, 3, 3) in eV of structures given as edges.
 
-        Out of GPU memory, the batch is halved and goes on.
+        Out of GPU memory, the batch is halved and goes on; later batches are not tried larger. A structure that does not fit
+        alone gets NaN, and costs no other its answer. The error is raised where nothing fits, or no more what did before:
+        then the memory is taken by somebody else.
         """
-        if len(offsets) <= 2 or self.fits(len(types)):
-            try:
-                return self._evaluate(offsets, types, pointers, neighbour, vector)
-            except self.torch.OutOfMemoryError:
-                if len(offsets) <= 2:
-                    raise
-                self.torch.cuda.empty_cache()
-        half = len(offsets) // 2
         parts = []
-        for piece in (offsets[:half + 1], offsets[half:]):
-            a, b = piece[0], piece[-1]
+        waiting = [(0, len(offsets) - 1)]  # runs of structures, the next one last
+        while waiting:
+            first, last = waiting.pop()
+            a, b = offsets[first], offsets[last]
             e0, e1 = pointers[a], pointers[b]
-            parts.append(self(piece - a, types[a:b], pointers[a:b + 1] - e0, neighbour[e0:e1] - np.int32(a), vector[e0:e1]))
+            lone = last - first < 2
+            if lone or b - a <= self.most_atoms:
+                try:
+                    parts.append(self._evaluate(offsets[first:last + 1] - a, types[a:b], pointers[a:b + 1] - e0,
+                                                neighbour[e0:e1] - np.int32(a), vector[e0:e1]))
+                    self.fitted = max(self.fitted, int(b - a))
+                    continue
+                except self.torch.OutOfMemoryError as error:
+                    if lone and (b - a <= self.fitted or (not self.fitted and last == len(offsets) - 1)):
+                        raise
+                    log.warning("%d atoms do not fit into the memory of the %s: %s", b - a, self.device, error)
+                    self.torch.cuda.empty_cache()
+                    if not lone:
+                        self.most_atoms = min(self.most_atoms, (b - a) // 2)
+            if lone:
+                parts.append((np.full(1, np.nan), np.full((b - a, 3), np.nan), np.full((1, 3, 3), np.nan)))
+            else:
+                half = (first + last) // 2
+                waiting += [(half, last), (first, half)]
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
-
-    def fits(self, atoms: int) -> bool:
-        """Whether so many atoms may be tried at once."""
-        return True
 
     @abstractmethod
     def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
@@ -131,9 +146,6 @@ class ListKernel(Kernel):
         self.limit = int(model.get_nsel())
         inner = getattr(getattr(model.atomic_model.descriptor, "repflows", None), "a_sel", 0)
         self.most_atoms = _ANGLES_AT_ONCE / max(inner**2, self.limit)
-
-    def fits(self, atoms: int) -> bool:
-        return atoms <= self.most_atoms
 
     def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Campaign, Model
+from hydroflow.dispatch.engine import Recovery
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
 from hydroflow.errors import DataError, EngineFailure, FailureCode
@@ -39,6 +40,11 @@ from hydroflow.store import Store, open_objects
 from hydroflow.store.documents import Dataset, Job, ModelRecord
 
 ENGINE = engine_version()
+METHOD = 2
+"""Version of hydroflow's own rules in the keys of ``lam.train`` and ``learning.explore``: loss weights, network sizes and
+training input (inputs.py), padding and split of the data, relaxation (relax.py, optimizers.py), deviation and its classes. Raise
+it with every change of these that changes an answer: what was computed by the old rules is then computed again, not reused.
+2: L-BFGS remembers 100 steps, as ASE's; explorations bring back unreliable frames where candidates are few."""
 _PAD_ATOMS = 8
 _RATE_AFTER_DIVERGENCE = 1 / 3
 _WARM_RATE = 0.5
@@ -87,7 +93,8 @@ def train_specs(campaign: Campaign, dataset_digest: str, init_from: Sequence[str
         steps = model.warm_steps if start == "warm" else model.steps
         specs.append(JobSpec(
             kind=Train.kind, engine=ENGINE, label=f"train {model.descriptor} {model.size} {i + 1}/{model.ensemble}",
-            inputs={"model": settings, "seed": seed, "steps": steps, "scratch_steps": model.steps, "start": start, **branch},
+            inputs={"model": settings, "seed": seed, "steps": steps, "scratch_steps": model.steps, "start": start, **branch,
+                    "method": METHOD},
             files=files | ({"start.pt": starts[i % len(starts)]} if starts else {}),
             resources=Resources(cores=model.cores, gpus=model.gpus, wall_time_s=model.wall_time_s),
         ))
@@ -118,11 +125,16 @@ def register_models(store: Store, campaign_name: str, jobs: Sequence[Job]) -> li
             result = job.result
             record = ModelRecord(
                 digest=digest, campaign=campaign_name, role="lam", job=job.key, dataset=job.files["dataset.json"],
-                parents=[job.files["start.pt"]] if "start.pt" in job.files else [], seed=result["seed"],
+                parents=[job.files["start.pt"]] if _begun_from_start(job) else [], seed=result["seed"],
                 type_map=result["type_map"], engine=job.engine, input=result["input"], metrics=result["metrics"],
                 learning_curve=result["learning_curve"]).save()
         records.append(record)
     return records
+
+
+def _begun_from_start(job: Job) -> bool:
+    """Whether the checkpoint a job was given is where its model comes from: new elements begin from random weights."""
+    return "start.pt" in job.files and not job.result.get("start", "").startswith("scratch")
 
 
 class Train(PythonEngine):
@@ -134,7 +146,7 @@ class Train(PythonEngine):
     output_names = ("model.pt", "lcurve.out", "input.json")
 
     def compute(self, inputs: Mapping[str, Any], adjustments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        model = Model.model_validate(inputs["model"])
+        model = Model.model_validate({**inputs["model"], **adjustments})
         splits = read_splits(folder)
         start = _Start(folder / "start.pt", inputs.get("branch")) if inputs["start"] != "scratch" else None
         note = start.check(model, splits["train"]) if start else None
@@ -169,6 +181,23 @@ class Train(PythonEngine):
             "seed": inputs["seed"], "type_map": list(model.type_map), "start": begun,
             "rate_scale": state.rate_scale, "resumed": state.resumed, "input": json.loads((folder / "input.json").read_text()),
         }
+
+    def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:
+        """Out of memory, training goes on from its last checkpoint with half the batch; the rest as for all of our jobs."""
+        if failure.code is FailureCode.out_of_memory and attempt < 6:
+            used = failure.details.get("batch_size", job.inputs["model"]["batch_size"])
+            half = halved(used)
+            if half is not None:
+                return Recovery(f"batch size {half} in place of {used}", {"batch_size": half}, keep_folder=True)
+        return super().recover(job, failure, attempt)
+
+
+def halved(batch_size: str) -> str | None:
+    """Half of deepmd-kit's batch size (``auto:128`` → ``auto:64``; plain ``auto`` is ``auto:32``); None where there is no half
+    that trains on the same data."""
+    rule, _, number = ("auto:32" if batch_size == "auto" else batch_size).partition(":")
+    half = int(number) // 2 if number.isdigit() else 0
+    return f"{rule}:{half}" if half and rule in ("auto", "max") else None
 
 
 class _Diverged(Exception):
@@ -268,7 +297,11 @@ def _run(model: Model, inputs: Mapping[str, Any], splits: Mapping[str, Structure
     elif start is not None:
         command += ["--finetune", start.path.name, *(["--model-branch", start.branch] if start.branch else [])]
     if not found or _step(found[-1]) < inputs["steps"]:
-        _deepmd(command, folder)
+        try:
+            _deepmd(command, folder)
+        except EngineFailure as failure:
+            failure.details["batch_size"] = model.batch_size
+            raise
     found = checkpoints(folder)
     if not found or _step(found[-1]) < inputs["steps"]:
         raise EngineFailure(FailureCode.missing_output, f"training ended before step {inputs['steps']}: {_last_error(folder)}")

@@ -81,10 +81,11 @@ class _SmallMemory(GraphKernel):
     """Runs out of memory, as PyTorch reports it, for batches of more than a few structures."""
 
     structures = 6
+    atoms = 10**6
 
     def _evaluate(self, offsets, *edges):
         self.sizes.append(len(offsets) - 1)
-        if len(offsets) - 1 > self.structures:
+        if len(offsets) - 1 > self.structures or offsets[-1] > self.atoms:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super()._evaluate(offsets, *edges)
 
@@ -112,10 +113,31 @@ class TestOutOfMemory:
         whole = relax(LamModel.load(STORED, device="cpu"), frames, 200.0, settings).relaxed
         np.testing.assert_allclose(halved.columns["enthalpy_ev"], whole.columns["enthalpy_ev"], atol=5e-3)
 
-    def test_one_structure_that_does_not_fit_is_an_error(self, small: LamModel) -> None:
+    def test_the_size_that_fits_is_remembered(self, small: LamModel) -> None:
+        small.evaluate(labelled()[:21])
+        small.kernel.sizes.clear()
+        small.evaluate(labelled()[:21])
+        assert max(small.kernel.sizes) < 12
+
+    def test_nothing_fits_is_an_error(self, small: LamModel) -> None:
         small.kernel.structures = 0
         with pytest.raises(torch.OutOfMemoryError):
             small.evaluate(labelled()[:3])
+
+    def test_memory_that_is_taken_away_is_an_error(self, small: LamModel) -> None:
+        small.evaluate(labelled()[:3])
+        small.kernel.structures = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            small.evaluate(labelled()[:3])
+
+    def test_one_structure_that_is_too_large_costs_no_other(self, small: LamModel) -> None:
+        frames = labelled()[:5]
+        large = StructureArrays.from_atoms([frames.atoms(2).repeat((3, 3, 3))])
+        small.kernel.atoms = len(large.numbers) - 1
+        for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+            batch = StructureArrays.concatenate([frames[0], frames[1], frames[3], large])[order]
+            energy = small.evaluate(batch).energy_ev
+            assert np.isnan(energy[order.index(3)]) and np.isfinite(np.delete(energy, order.index(3))).all()
 
 
 def test_forces_and_virial_are_derivatives_of_the_energy(model: LamModel) -> None:
@@ -211,6 +233,6 @@ def test_errors_are_reported_per_element_and_pressure(model: LamModel) -> None:
     frames = labelled()
     frames.columns["pressure_gpa"] = np.where(np.arange(len(frames)) % 2, 150.0, 200.0)
     found = errors(model, frames)
-    assert set(found["per_element"]) == {"H", "Mg", "Ca"} and set(found["per_pressure"]) == {"150 GPa", "200 GPa"}
+    assert set(found["per_element"]) == {"H", "Mg", "Ca"} and set(found["per_pressure"]) == {"150-200 GPa", "200-250 GPa"}
     assert sum(p["frames"] for p in found["per_pressure"].values()) == found["frames"] == len(frames)
     assert found["mae_energy_mev_atom"] <= found["energy_mev_atom"]

@@ -96,17 +96,26 @@ def test_a_model_is_registered_once_and_shown(store: Store) -> None:
     assert "171" in shown and dataset in shown and "dpa1" in shown
 
 
+@pytest.mark.parametrize(("begun", "parents"), [("warm", 1), ("scratch (the data have elements …)", 0)])
+def test_a_parent_is_what_training_started_from(store: Store, begun: str, parents: int) -> None:
+    job = _trained(store, build_dataset(store, "mgca", labelled()))
+    job.files["start.pt"], job.result["start"] = store.objects.put(b"parent"), begun
+    assert len(register_models(store, "mgca", [job])[0].parents) == parents
+
+
 def test_frames_go_in_and_out_by_command(store: Store, tmp_path: Path) -> None:
     frames = labelled()[:30]
     export_frames(frames, tmp_path / "in.xyz", "extxyz", element_order(frames))
     run = CliRunner()
     done = run.invoke(datasets, ["import", str(tmp_path / "in.xyz"), "--format", "extxyz", "--campaign", "mgca",
-                                 "--label-settings", "pbe"], catch_exceptions=False)
+                                 "--pressure-gpa", "200"], catch_exceptions=False)
     assert "30 frames imported" in done.output
     listed = json.loads(run.invoke(datasets, ["list", "--json", "--campaign", "mgca"], catch_exceptions=False).output)
     assert listed[0]["frames"] == 30 and sum(listed[0][s] for s in ("train", "validation", "test")) == 30
     shown = json.loads(run.invoke(datasets, ["show", listed[0]["digest"], "--json"], catch_exceptions=False).output)
     assert sum(shown["counts"]["composition"].values()) == 30
+    words = run.invoke(datasets, ["show", listed[0]["digest"]], catch_exceptions=False).output
+    assert "by pressure: 200-250 GPa 30" in words
     out = run.invoke(datasets, ["export", listed[0]["digest"][7:17], str(tmp_path / "out"), "--format", "deepmd/npy/mixed"],
                      catch_exceptions=False)
     assert "30 frames written" in out.output and list((tmp_path / "out").rglob("real_atom_types.npy"))
