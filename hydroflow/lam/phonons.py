@@ -15,7 +15,6 @@ import spglib
 from hydroflow.arrays import StructureArrays
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
-from hydroflow.errors import HydroflowError
 from hydroflow.lam.model import LamModel
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ _SYMPREC_A = 0.02
 _MESH_A = 40.0
 """Real-space length that the q mesh stands for: 40 Å is about 10×10×10 for a 4 Å cell."""
 _BATCH_ATOMS = 20_000
+_UNTREATABLE = (RuntimeError, ValueError, AssertionError, np.linalg.LinAlgError, spglib.SpglibError)
+"""What phonopy (its own exceptions are RuntimeErrors and ValueErrors, and it asserts), NumPy's linear algebra and spglib raise
+for a cell that they cannot treat; anything else is an error of the program and fails the job."""
 
 
 def minimum_frequencies(model: LamModel, arrays: StructureArrays, supercell_length_a: float) -> np.ndarray:
@@ -52,24 +54,33 @@ def minimum_frequencies(model: LamModel, arrays: StructureArrays, supercell_leng
     (n,) float
         THz, imaginary as negative; NaN where the model or phonopy gave no finite answer.
     """
+    return frequencies_or_reasons(model, arrays, supercell_length_a)[0]
+
+
+def frequencies_or_reasons(model: LamModel, arrays: StructureArrays, supercell_length_a: float,
+                           ) -> tuple[np.ndarray, dict[int, str]]:
+    """As :func:`minimum_frequencies`, with the reason for each structure (by index) that has no answer."""
     out = np.full(len(arrays), np.nan)
+    reasons: dict[int, str] = {}
     pending: list[tuple[int, Phonopy, StructureArrays]] = []
     atoms = 0
     for i in range(len(arrays)):
-        made = _displaced(arrays[i], supercell_length_a)
-        if made is None:
+        try:
+            made = _displaced(arrays[i], supercell_length_a)
+        except _UNTREATABLE as error:
+            reasons[i] = f"phonopy cannot treat the cell: {type(error).__name__}: {error}"
             continue
         pending.append((i, *made))
         atoms += len(made[1].numbers)
         if atoms > _BATCH_ATOMS:
-            _solve(model, pending, out)
+            _solve(model, pending, out, reasons)
             pending, atoms = [], 0
-    _solve(model, pending, out)
-    return out
+    _solve(model, pending, out, reasons)
+    return out, reasons
 
 
-def _displaced(one: StructureArrays, length: float) -> tuple[Phonopy, StructureArrays] | None:
-    """phonopy's object and the perfect supercell followed by the displaced ones; None for a cell that cannot be treated."""
+def _displaced(one: StructureArrays, length: float) -> tuple[Phonopy, StructureArrays]:
+    """phonopy's object and the perfect supercell followed by the displaced ones."""
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
@@ -81,18 +92,16 @@ def _displaced(one: StructureArrays, length: float) -> tuple[Phonopy, StructureA
         fractional = fractional @ lattice @ np.linalg.inv(reduced)
         lattice = reduced
     repeat = [max(1, math.ceil(length / np.linalg.norm(v) - 1e-6)) for v in lattice]
-    try:
-        phonon = Phonopy(PhonopyAtoms(numbers=numbers, cell=lattice, scaled_positions=fractional % 1.0), np.diag(repeat),
-                         primitive_matrix=np.eye(3), symprec=1e-4, log_level=0)
-        phonon.generate_displacements(distance=_DISPLACEMENT_A)
-    except Exception:  # phonopy raises its own and bare exceptions for cells it cannot treat
-        return None
+    phonon = Phonopy(PhonopyAtoms(numbers=numbers, cell=lattice, scaled_positions=fractional % 1.0), np.diag(repeat),
+                     primitive_matrix=np.eye(3), symprec=1e-4, log_level=0)
+    phonon.generate_displacements(distance=_DISPLACEMENT_A)
     supercells = [phonon.supercell, *phonon.supercells_with_displacements]
     return phonon, StructureArrays.from_lists(
         [s.numbers for s in supercells], [s.scaled_positions for s in supercells], [s.cell for s in supercells])
 
 
-def _solve(model: LamModel, pending: Iterable[tuple[int, Phonopy, StructureArrays]], out: np.ndarray) -> None:
+def _solve(model: LamModel, pending: Iterable[tuple[int, Phonopy, StructureArrays]], out: np.ndarray,
+           reasons: dict[int, str]) -> None:
     items = list(pending)
     if not items:
         return
@@ -103,9 +112,17 @@ def _solve(model: LamModel, pending: Iterable[tuple[int, Phonopy, StructureArray
         last = first + len(supercells.numbers)
         mine = forces[first:last].reshape(len(supercells), -1, 3)
         first = last
-        if np.isfinite(mine).all():
+        if not np.isfinite(mine).all():
+            reasons[i] = "the model's forces on a displaced supercell are not finite"
+            continue
+        try:
             # Residual forces of a not quite relaxed structure are no response to a displacement.
             out[i] = _lowest(phonon, mine[1:] - mine[0])
+        except _UNTREATABLE as error:
+            reasons[i] = f"phonopy found no frequencies: {type(error).__name__}: {error}"
+        else:
+            if not math.isfinite(out[i]):
+                reasons[i] = "phonopy's frequencies are not finite"
 
 
 def _lowest(phonon: Phonopy, forces: np.ndarray) -> float:
@@ -163,20 +180,15 @@ def phonon_specs(model_digest: str, arrays: StructureArrays, supercell_length_a:
 
 
 class Phonons(PythonEngine):
-    """Result: ``min_frequency_thz``, in the order of the structures; None where there was no answer."""
+    """Result: ``min_frequency_thz``, in the order of the structures, None where there was no answer, and ``reasons`` (index as
+    text → words) for those."""
 
     kind = "lam.phonons"
 
     def compute(self, inputs: Mapping[str, Any], adjustments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         model = LamModel.load(folder / "model.pt")
         arrays = StructureArrays.from_parquet((folder / "structures.parquet").read_bytes())
-        lowest = []
-        for part in arrays:
-            try:
-                value = float(minimum_frequencies(model, part, inputs["supercell_length_a"])[0])
-            except HydroflowError:
-                raise
-            except Exception:  # one structure that phonopy cannot treat must not cost the others
-                value = math.nan
-            lowest.append(value if math.isfinite(value) else None)
-        return {"min_frequency_thz": lowest, "threads": int(os.environ.get("OMP_NUM_THREADS", "1"))}
+        lowest, reasons = frequencies_or_reasons(model, arrays, inputs["supercell_length_a"])
+        return {"min_frequency_thz": [float(v) if math.isfinite(v) else None for v in lowest],
+                "reasons": {str(i): words for i, words in reasons.items()},
+                "threads": int(os.environ.get("OMP_NUM_THREADS", "1"))}
