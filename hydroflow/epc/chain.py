@@ -30,6 +30,10 @@ _ONE_CORE = Resources()
 _ENDED = ("done", "failed", "quarantined", "cancelled")
 
 
+Q_FIRST = 1000
+"""Added to the priority of q jobs, above that of every ground state."""
+
+
 def scf_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, pseudos: Mapping[str, str], cutoffs: Mapping[str, float],
     engine_version: str, resources: Resources = _ONE_CORE, label: str = "",
@@ -57,13 +61,14 @@ def scf_spec(
         "degauss_ry": settings.degauss_ry, "conv_thr_ry": settings.conv_thr_ry,
         "q_mesh": list(grid.q), "coarse": list(grid.coarse), "dense": list(grid.dense),
         **({"tetrahedra": True} if settings.tetrahedra else {}),
-    }, engine_version, {pseudo_name(s): pseudos[s] for s in kinds}, resources, label)
+    }, engine_version, {pseudo_name(s): pseudos[s] for s in kinds}, resources, label, priority=len(crystal.numbers))
 
 
 def q_specs(
     scf: Job, grid: Meshes, settings: Protocol, engine_version: str, resources: Resources = _ONE_CORE, label: str = "",
 ) -> list[JobSpec]:
-    """One job per irreducible q of a finished ``epc.scf`` job; the q with most representations first."""
+    """One job per irreducible q of a finished ``epc.scf`` job; the q with most representations first, and before any ground
+    state, of which the largest crystal's comes first: so a long chain does not run alone at the end of its batch."""
     representations = scf.result["representations"]
     specs = []
     for i, q in enumerate(scf.result["q_points"], start=1):
@@ -72,7 +77,7 @@ def q_specs(
             "alpha_mix": settings.alpha_mix, "sigma_first_ry": settings.sigma_first_ry, "sigma_count": settings.sigma_count,
             **({"dense": list(grid.dense)} if settings.tetrahedra and any(q) else {}),
         }, engine_version, {SAVE: scf.outputs[SAVE]}, resources, f"{label} q {i}/{len(representations)}".strip(),
-            priority=int(representations[i - 1])))
+            priority=Q_FIRST + int(representations[i - 1])))
     return specs
 
 
