@@ -59,25 +59,28 @@ def show(campaign: str, as_json: bool) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        caption="E, F: errors on the held-out split, meV/atom and meV/Å, before → after training on the new labels; "
-        "H: mean |H_LAM - H_DFT| of fresh relaxed structures before it, meV/atom; goal: share of accurate frames (stage1), "
-        "H (stage2)",
+        caption="accurate: of the physical frames; broken: frames with overlapping atoms or exploded cells, of all; lost: "
+        "labels that failed or are held for review; E, F: errors on the held-out split, meV/atom and meV/Å, before → after "
+        "training on the new labels; H: mean |H_LAM - H_DFT| of fresh relaxed structures before it, meV/atom (labels it rests on "
+        "of those asked for); goal: share of accurate frames (stage1), H (stage2)",
     )
-    for column in ("stage", "it.", "seen", "accurate", "labels", "held", "E", "F", "H", "goal"):
+    for column in ("stage", "it.", "seen", "accurate", "broken", "labels", "lost", "E", "F", "H", "goal"):
         table.add_column(column, overflow="fold", justify="left" if column == "stage" else "right")
     for i in iterations:
         e, x, g = i.errors, i.explored, i.goal
         physical = sum(x.get(c, 0) for c in ("accurate", "candidate", "unreliable"))
+        frames = physical + x.get("unphysical", 0)
         table.add_row(
             i.stage,
             str(i.index),
             str(x.get("structures", "–")),
             f"{x['accurate'] / physical:.0%}" if physical else "–",
+            f"{x.get('unphysical', 0) / frames:.0%}" if frames else "–",
             f"{i.labelled}/{i.selected}",
             str(sum(i.quarantined.values())),
             _change(e, "energy_mev_atom"),
             _change(e, "force_mev_a"),
-            _number(e.get("enthalpy_mev_atom")),
+            _number(e.get("enthalpy_mev_atom")) + (f" ({g['assessed']}/{g['of']})" if "assessed" in g else ""),
             f"{_number(g['value'])} → {g['target']:g}{' ✓' if i.reached else ''}" if g else "–",
         )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
@@ -93,6 +96,15 @@ def show(campaign: str, as_json: bool) -> None:
                     else "too few held-out frames to calibrate the deviation"
                 )
             )
+    for i in iterations:
+        for doubt in i.goal.get("doubts", []):
+            click.echo(f"{i.stage}/{i.index}: the goal cannot be judged reached: {doubt}")
+        if beyond := i.explored.get("labelled_beyond_trust"):
+            click.echo(f"{i.stage}/{i.index}: too few frames in the trust window; {beyond} of {i.selected} labels went to the "
+                       "least unreliable frames beyond it")
+        if held := i.goal.get("held"):
+            click.echo(f"{i.stage}/{i.index}: H leaves out {held} of {i.goal['of']} structures, whose labels are held for "
+                       "review; with them it may be larger")
     for i in iterations:
         for key, reason in i.held.items():
             click.echo(f"held for review, {i.stage}/{i.index}, job {key[:12]}: {reason}")

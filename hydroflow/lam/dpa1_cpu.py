@@ -252,15 +252,6 @@ class Dpa1Cpu:
         energy = np.add.reduceat(energy_atom, offsets[:-1]) if n_atoms else np.zeros(0)
         return energy, forces, virial
 
-    def descriptors(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray,
-                    vector: np.ndarray) -> np.ndarray:
-        """(N, width·axis) invariant descriptor of every atom."""
-        moments = np.zeros((len(types), 4, self.width), np.float32)
-        _moments(offsets, pointers, neighbour, vector, types, self.mean, self.inverse_std, self.table, self.start, self.spacing,
-                 self.gate, self.inner, self.cutoff_a, moments)
-        moments /= self.sel
-        return np.matmul(moments.transpose(0, 2, 1), moments[:, :, : self.axis]).reshape(len(types), -1)
-
     def _fit(self, moments: np.ndarray, types: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fitting network: energy of every atom (N,) in eV and dE/dM·1/sel (N, 4, n)."""
         n, axis = len(types), self.axis

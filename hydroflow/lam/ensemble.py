@@ -32,8 +32,6 @@ class Deviation:
         Standard deviation of E + PV over the ensemble, eV/atom; PV is the same for all at a given cell, so that of E.
     pressure_gpa : (n,)
         Standard deviation of the pressure.
-    energy_ev : (n,)
-        Ensemble mean of the energy, eV per cell.
     unphysical : (n,) bool
         Atoms overlap, the cell exploded or collapsed, or a value is not finite: see :func:`unphysical_structures`.
     """
@@ -43,7 +41,6 @@ class Deviation:
     relative_force: np.ndarray
     enthalpy_ev_atom: np.ndarray
     pressure_gpa: np.ndarray
-    energy_ev: np.ndarray
     unphysical: np.ndarray
 
     def classify(self, trust_low_ev_a: float, trust_high_ev_a: float) -> np.ndarray:
@@ -89,7 +86,7 @@ class Ensemble:
         n = len(arrays)
         if not n:
             nothing = np.zeros(0)
-            return Deviation(nothing, nothing, nothing, nothing, nothing, nothing, np.zeros(0, bool))
+            return Deviation(nothing, nothing, nothing, nothing, nothing, np.zeros(0, bool))
         results = [m.evaluate(arrays) for m in self.models]
         energies = np.stack([r.energy_ev for r in results])
         forces = np.stack([r.forces_ev_a for r in results])
@@ -101,7 +98,7 @@ class Ensemble:
         largest = np.maximum.reduceat(atom, starts)
         return Deviation(largest, np.add.reduceat(atom, starts) / arrays.counts,
                          np.maximum.reduceat(relative, starts), energies.std(axis=0) / arrays.counts, pressures.std(axis=0),
-                         energies.mean(axis=0), unphysical_structures(arrays) | ~np.isfinite(largest))
+                         unphysical_structures(arrays) | ~np.isfinite(largest))
 
 
 def unphysical_structures(arrays: StructureArrays) -> np.ndarray:

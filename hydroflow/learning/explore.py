@@ -23,13 +23,13 @@ from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.lam.calibration import LEAST_FRAMES, Calibration, calibrate
 from hydroflow.lam.ensemble import Ensemble
 from hydroflow.lam.relax import relax
-from hydroflow.lam.train import dataset_files, read_splits
+from hydroflow.lam.train import METHOD, dataset_files, read_splits
 from hydroflow.learning.requests import draw_requests
 from hydroflow.structures import Failure, Request, generate
 
 CLASSES = ("accurate", "candidate", "unreliable", "unphysical")
-KEPT_CANDIDATES = 2000
-"""Most candidate frames a job brings back; selection takes its pick among them."""
+KEPT_FRAMES = 2000
+"""Most frames a job brings back for selection: candidates, and where they are fewer the least unreliable frames."""
 CALIBRATION_FRAMES = 1000
 """Most held-out frames that the deviation is compared with true errors on."""
 
@@ -58,12 +58,14 @@ def explore_specs(
     """
     specs = []
     labelled = dataset_files(dataset)
+    stage1 = campaign.learning.stage1
     per_pressure = np.full(len(pressures_gpa), structures // len(pressures_gpa))
     per_pressure[: structures % len(pressures_gpa)] += 1
     for pressure, count in zip(pressures_gpa, per_pressure, strict=True):
+        if not count:
+            continue
         seed = seed_of(campaign, stage, iteration, pressure)
         requests = draw_requests(campaign.space, int(count), np.random.default_rng(seed))
-        stage1 = campaign.learning.stage1
         specs.append(
             JobSpec(
                 kind="learning.explore",
@@ -76,6 +78,7 @@ def explore_specs(
                     "relaxation": campaign.relaxation.model_dump(mode="json"),
                     "trust": [stage1.trust_low_ev_a, stage1.trust_high_ev_a],
                     **({"trust_error_ev_a": stage1.trust_error_ev_a} if stage1.trust == "calibrated" else {}),
+                    "method": METHOD,
                 },
                 engine=engine,
                 files={f"model_{i}.pt": digest for i, digest in enumerate(models)} | labelled,
@@ -136,14 +139,17 @@ class Explore(PythonEngine):
         frames.columns["max_deviation_ev_a"] = deviation.max_force_ev_a
         rng = np.random.default_rng(inputs["seed"])
         chosen = np.flatnonzero(labels == "candidate")
-        if len(chosen) > KEPT_CANDIDATES:
-            chosen = np.sort(rng.choice(chosen, KEPT_CANDIDATES, replace=False))
+        if len(chosen) > KEPT_FRAMES:
+            chosen = np.sort(rng.choice(chosen, KEPT_FRAMES, replace=False))
+        unreliable = np.flatnonzero(labels == "unreliable")
+        least = unreliable[np.argsort(deviation.max_force_ev_a[unreliable], kind="stable")]
+        chosen = np.sort(np.concatenate([chosen, least[: KEPT_FRAMES - len(chosen)]]))
         (folder / "frames.parquet").write_bytes(frames[chosen].to_parquet())
 
         final = result.relaxed
         final.columns["enthalpy_deviation_ev"] = ensemble.deviation(final).enthalpy_ev_atom
         (folder / "relaxed.parquet").write_bytes(final.to_parquet())
-        finite = deviation.max_force_ev_a[labels != "unphysical"]
+        physical = labels != "unphysical"
         status, n_status = np.unique(final.columns["status"].astype(str), return_counts=True)
         return {
             "structures": len(structures),
@@ -153,9 +159,17 @@ class Explore(PythonEngine):
             "trust": [low, high],
             "calibration": calibration.measured() if calibration else None,
             "relaxed": {str(s): int(n) for s, n in zip(status, n_status, strict=True)},
-            "deviation_percentiles_ev_a": {str(p): float(np.percentile(finite, p)) for p in (5, 25, 50, 75, 95)}
-            if len(finite)
-            else {},
+            "deviation_percentiles": {
+                name: {str(p): float(np.percentile(values[physical], p)) for p in (5, 25, 50, 75, 95)}
+                for name, values in (
+                    ("max_force_ev_a", deviation.max_force_ev_a),
+                    ("mean_force_ev_a", deviation.mean_force_ev_a),
+                    ("relative_force", deviation.relative_force),
+                    ("enthalpy_ev_atom", deviation.enthalpy_ev_atom),
+                    ("pressure_gpa", deviation.pressure_gpa),
+                )
+                if physical.any()
+            },
             "seconds": {
                 "generate": generated - started,
                 "relax": relaxed_at - generated,

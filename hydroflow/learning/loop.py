@@ -11,35 +11,30 @@ jobs, finds the finished ones done, and goes on.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.dft.batch import held_for_review, label_specs, labelled_frames
-from hydroflow.dft.review import review_batch
+from hydroflow.campaign import Campaign
 from hydroflow.dft.settings import campaign_settings
-from hydroflow.dispatch.job import Resources
-from hydroflow.errors import HydroflowError
-from hydroflow.lam.datasets import build_dataset, load_dataset
-from hydroflow.lam.train import ENGINE, register_models, train_specs
+from hydroflow.errors import CampaignError
+from hydroflow.lam.datasets import build_dataset
+from hydroflow.lam.train import ENGINE
+from hydroflow.learning.assess import accurate_share, mostly_unphysical, unanswered, uncertainty
 from hydroflow.learning.context import Context
 from hydroflow.learning.explore import CLASSES, explore_specs, seed_of
 from hydroflow.learning.requests import draw_requests
-from hydroflow.learning.select import select_diverse, select_relaxed
+from hydroflow.learning.select import select_relaxed, select_uncertain
+from hydroflow.learning.steps import Labelled, LearningFailed, done, label, output, record, train
 from hydroflow.screening.hull import hull_distances
-from hydroflow.store.documents import Iteration, Job, now
+from hydroflow.store.documents import Dataset
 from hydroflow.structures import generate
 from hydroflow.units import GPA_A3_EV
 
 PER_TRAJECTORY = 3
 """Most frames labelled out of one trajectory: neighbours along a relaxation teach nearly the same."""
-
-
-class LearningFailed(HydroflowError):
-    """The loop cannot go on: too few labels or models came back."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +47,21 @@ class Learned:
 
 
 def bootstrap(ctx: Context) -> Learned:
-    """Label a first batch of random structures over the exploration pressures and train the first ensemble."""
+    """Label a first batch of random structures over the exploration pressures and train the first ensemble, on top of the
+    campaign's dataset where it names one."""
     campaign = ctx.campaign
-    pressures = campaign.pressure.explore_gpa
-    parts = []
-    for i, pressure in enumerate(pressures):
-        seed = seed_of(campaign, "bootstrap", pressure)
-        n = campaign.learning.bootstrap_labels
-        n = n // len(pressures) + (i < n % len(pressures))
-        requests = draw_requests(campaign.space, n, np.random.default_rng(seed))
-        parts.append(generate(campaign, requests, pressure, seed, on_failure=lambda failure: None))
-    structures = StructureArrays.concatenate(parts)
-    frames, quarantined, held, _ = label(ctx, structures, "bootstrap/0")
-    if len(frames) < max(4, len(structures) // 5):
+    parent = starting_dataset(campaign)
+    structures = _random_structures(campaign)
+    found = label(ctx, structures, "bootstrap/0", parent)
+    frames = found.frames
+    if len(frames) < max(0 if parent else 4, len(structures) // 5):
         raise LearningFailed(
-            f"only {len(frames)} of {len(structures)} bootstrap labels are usable ({quarantined}); see `hydroflow jobs list "
-            "--state quarantined` and check labels.protocol and the pseudopotentials"
+            f"only {len(frames)} of {len(structures)} bootstrap labels are usable ({found.quarantined}); see `hydroflow jobs "
+            "list --state quarantined` and check labels.protocol and the pseudopotentials"
         )
-    dataset = build_dataset(ctx.store, campaign.name, frames, None)
+    dataset = parent
+    if dataset is None or len(frames):
+        dataset = build_dataset(ctx.store, campaign.name, frames, parent)
     models, errors = train(ctx, dataset, None, "bootstrap", 0)
     record(
         ctx,
@@ -78,14 +70,58 @@ def bootstrap(ctx: Context) -> Learned:
         explored={"structures": len(structures)},
         selected=len(structures),
         labelled=len(frames),
-        quarantined=quarantined,
-        held=held,
+        quarantined=found.quarantined,
+        held=found.held,
         dataset=dataset,
         models=list(models),
         errors=errors,
         reached=True,
     )
     return Learned(dataset, models)
+
+
+def starting_dataset(campaign: Campaign) -> str | None:
+    """Digest of the dataset that a campaign starts from; None where it names none.
+
+    Raises
+    ------
+    CampaignError
+        when it is not in the records, its label settings are not those that the campaign labels with, or it lacks an element
+        and nothing is to be labelled beside it.
+    """
+    if campaign.learning.dataset is None:
+        return None
+    prefix = f"sha256:{campaign.learning.dataset.removeprefix('sha256:')}"
+    found = list(Dataset.objects(digest__startswith=prefix).limit(2))
+    if len(found) != 1:
+        raise CampaignError(
+            f"learning.dataset = {campaign.learning.dataset!r}: {'several' if found else 'no'} datasets begin with it; "
+            "`hydroflow datasets list` names them"
+        )
+    settings = campaign_settings(campaign).text
+    if found[0].label_settings != settings:
+        raise CampaignError(
+            f"learning.dataset was labelled with '{found[0].label_settings}', this campaign labels with '{settings}'; levels of "
+            "theory are never mixed: change [labels], or import the dataset under these words if they are what it was made with"
+        )
+    lacking = {"H", *campaign.space.elements} - set(found[0].counts["element"])
+    if lacking and not campaign.learning.bootstrap_labels:
+        raise CampaignError(f"learning.dataset has no frame with {', '.join(sorted(lacking))}: set learning.bootstrap_labels")
+    return str(found[0].digest)
+
+
+def _random_structures(campaign: Campaign) -> StructureArrays:
+    """The structures of the bootstrap, over the exploration pressures."""
+    pressures = campaign.pressure.explore_gpa
+    parts = []
+    for i, pressure in enumerate(pressures):
+        seed = seed_of(campaign, "bootstrap", pressure)
+        n = campaign.learning.bootstrap_labels
+        n = n // len(pressures) + (i < n % len(pressures))
+        if n:
+            requests = draw_requests(campaign.space, n, np.random.default_rng(seed))
+            parts.append(generate(campaign, requests, pressure, seed, on_failure=lambda failure: None))
+    return StructureArrays.concatenate(parts)
 
 
 def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
@@ -104,17 +140,21 @@ def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         ),
         f"stage 1, iteration {index}: explore",
     )
-    results = [j.result for j in done(jobs, "exploration")]
+    explorations = done(jobs, "exploration")
+    results = [j.result for j in explorations]
     classes = {c: sum(r["classes"][c] for r in results) for c in CLASSES}
-    share = accurate_share(classes)
     explored = {
         "structures": sum(r["structures"] for r in results),
         "frames": sum(r["frames"] for r in results),
         **classes,
         **uncertainty(results),
     }
-    goal = {"name": "share of accurate frames", "value": share, "target": stage1.goal_accurate}
-    if share >= stage1.goal_accurate:
+    share = accurate_share(classes)
+    goal: dict[str, Any] = {"name": "share of accurate frames", "value": share, "target": stage1.goal_accurate}
+    # A share of what is left when a pressure has no answer, or most frames are broken, is no success.
+    if doubts := [*unanswered(jobs), *mostly_unphysical(classes)]:
+        goal["doubts"] = doubts
+    if share >= stage1.goal_accurate and not doubts:
         record(
             ctx,
             "stage1",
@@ -129,9 +169,13 @@ def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         )
         return replace(learned, reached=True)
 
-    frames = StructureArrays.concatenate(output(ctx, j, "frames.parquet") for j in done(jobs, "exploration"))
+    frames = StructureArrays.concatenate(output(ctx, j, "frames.parquet") for j in explorations)
     rng = np.random.default_rng(seed_of(campaign, "stage1", index, "select"))
-    chosen = frames[select_diverse(frames, stage1.labels, PER_TRAJECTORY, rng)]
+    chosen = frames
+    if len(frames):
+        within, beyond = select_uncertain(frames, explored["trust"][1], stage1.labels, PER_TRAJECTORY, rng)
+        chosen = frames[np.concatenate([within, beyond])]
+        explored["labelled_beyond_trust"] = len(beyond)
     return _learn_from(ctx, learned, "stage1", index, chosen, explored, goal)
 
 
@@ -170,21 +214,33 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
     distance = hull_distances(relaxed, relaxed.columns["enthalpy_ev"] / relaxed.counts)
     assessed, extra = select_relaxed(relaxed, distance, stage2.labels, rng)
     chosen = relaxed[np.concatenate([assessed, extra])]
-    frames, quarantined, held, ok = label(ctx, chosen, f"stage2/{index}", learned.dataset)
-    dft = frames.columns["energy_ev"] + pressure * GPA_A3_EV * frames.volumes
-    error = np.abs(chosen[ok].columns["enthalpy_ev"] - dft) / frames.counts * 1000
-    is_assessed = np.arange(len(chosen))[ok] < len(assessed)
-    fresh = {
-        "enthalpy_mev_atom": float(error[is_assessed].mean()) if is_assessed.any() else None,
-        "enthalpy_median_mev_atom": float(np.median(error[is_assessed])) if is_assessed.any() else None,
-        "enthalpy_all_mev_atom": float(error.mean()) if len(error) else None,
-    }
-    goal = {
+    found = label(ctx, chosen, f"stage2/{index}", learned.dataset)
+    frames = found.frames
+    is_assessed = np.arange(len(chosen)) < len(assessed)
+    n_assessed = int((is_assessed & found.ok).sum())
+    goal: dict[str, Any] = {
         "name": "mean |H_LAM - H_DFT|, meV/atom",
-        "value": fresh["enthalpy_mev_atom"],
+        "value": None,
         "target": stage2.goal_enthalpy_mev,
+        # An error of the few that could be labelled, or without those held for review, is lower than the truth.
+        "assessed": n_assessed,
+        "of": len(assessed),
+        "held": int((is_assessed & found.on_hold).sum()),
     }
-    reached = fresh["enthalpy_mev_atom"] is not None and fresh["enthalpy_mev_atom"] <= stage2.goal_enthalpy_mev
+    if not len(frames):
+        return _nothing_learnt(ctx, learned, "stage2", index, chosen, explored, goal, found)
+    dft = frames.columns["energy_ev"] + pressure * GPA_A3_EV * frames.volumes
+    error = np.abs(chosen[found.ok].columns["enthalpy_ev"] - dft) / frames.counts * 1000
+    judged = error[is_assessed[found.ok]]
+    goal["value"] = float(judged.mean()) if n_assessed else None
+    fresh = {
+        "enthalpy_mev_atom": goal["value"],
+        "enthalpy_median_mev_atom": float(np.median(judged)) if n_assessed else None,
+        "enthalpy_all_mev_atom": float(error.mean()),
+    }
+    if 2 * n_assessed < len(assessed):
+        goal["doubts"] = [f"only {n_assessed} of {len(assessed)} structures that the error is measured on have a label"]
+    reached = n_assessed > 0 and goal["value"] <= stage2.goal_enthalpy_mev and "doubts" not in goal
     # The new labels are trained on even when the goal is met: they are paid for, and the search gains from them.
     dataset = build_dataset(ctx.store, campaign.name, frames, learned.dataset)
     models, errors = train(ctx, dataset, learned.models, "stage2", index)
@@ -196,8 +252,8 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         goal=goal,
         selected=len(chosen),
         labelled=len(frames),
-        quarantined=quarantined,
-        held=held,
+        quarantined=found.quarantined,
+        held=found.held,
         dataset=dataset,
         models=list(models),
         errors={**errors, **fresh},
@@ -215,24 +271,10 @@ def _learn_from(
     explored: dict[str, Any],
     goal: dict[str, Any],
 ) -> Learned:
-    frames, quarantined, held, _ = label(ctx, chosen, f"{stage}/{index}", learned.dataset)
-    if not len(frames):
-        record(
-            ctx,
-            stage,
-            index,
-            explored=explored,
-            goal=goal,
-            selected=len(chosen),
-            labelled=0,
-            quarantined=quarantined,
-            held=held,
-            dataset=learned.dataset,
-            models=list(learned.models),
-            reached=False,
-        )
-        return learned
-    dataset = build_dataset(ctx.store, ctx.campaign.name, frames, learned.dataset)
+    found = label(ctx, chosen, f"{stage}/{index}", learned.dataset)
+    if not len(found.frames):
+        return _nothing_learnt(ctx, learned, stage, index, chosen, explored, goal, found)
+    dataset = build_dataset(ctx.store, ctx.campaign.name, found.frames, learned.dataset)
     models, errors = train(ctx, dataset, learned.models, stage, index)
     record(
         ctx,
@@ -241,9 +283,9 @@ def _learn_from(
         explored=explored,
         goal=goal,
         selected=len(chosen),
-        labelled=len(frames),
-        quarantined=quarantined,
-        held=held,
+        labelled=len(found.frames),
+        quarantined=found.quarantined,
+        held=found.held,
         dataset=dataset,
         models=list(models),
         errors=errors,
@@ -252,110 +294,29 @@ def _learn_from(
     return Learned(dataset, models)
 
 
-def label(
-    ctx: Context, structures: StructureArrays, source: str, dataset: str | None = None
-) -> tuple[StructureArrays, dict[str, int], dict[str, str], np.ndarray]:
-    """DFT labels of structures.
-
-    A label outside the robust range of the `dataset` it is to join (and of its own batch) is held for review: it stays in the
-    ledger and is listed with the iteration, but does not train.
-
-    Returns
-    -------
-    frames : labelled frames, in the order of the structures that have one
-    quarantined : failure code → how many
-    held : key of each label held for review → why
-    ok : (n,) bool, which structures have a label
-    """
-    campaign = ctx.campaign
-    settings = campaign_settings(campaign)
-    resources = Resources(cores=campaign.labels.cores, wall_time_s=campaign.labels.wall_time_s)
-    jobs = ctx.run(label_specs(ctx.store, structures, settings, resources=resources, label=source), f"{source}: DFT labels")
-    held = {key: "; ".join(reasons) for key, reasons in held_for_review(jobs).items()}
-    ok = np.array([j.state == "done" and j.key not in held for j in jobs], bool)
-    frames = labelled_frames(ctx.store, jobs, source)
-    codes = Counter((j.failure or {}).get("code", j.state) for j in jobs if j.state != "done")
-    known = StructureArrays.concatenate(load_dataset(ctx.store, dataset).values()) if dataset else None
-    review = review_batch(frames, known)
-    ok[np.flatnonzero(ok)[review.held]] = False
-    held |= {str(frames.columns["job"][i]): reason for i, reason in review.reasons.items()}
-    if held:
-        codes["held for review"] = len(held)
-    return frames[~review.held], dict(codes), held, ok
-
-
-def train(
+def _nothing_learnt(
     ctx: Context,
-    dataset: str,
-    start: tuple[str, ...] | None,
+    learned: Learned,
     stage: str,
     index: int,
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Train the ensemble on a dataset, from the previous models where there are some.
-
-    Returns
-    -------
-    models
-        Digests.
-    errors
-        Their mean errors on the held-out frames and, under ``before``, those of the models they started from on the same
-        frames; without ``before`` where they started from random weights.
-    """
-    seed = seed_of(ctx.campaign, stage, index, "train")
-    specs = train_specs(ctx.campaign, dataset, list(start) if start else None, seed)
-    jobs = done(ctx.run(specs, f"{stage}/{index}: train {len(specs)} models"), "training")
-    if len(jobs) < 2:
-        raise LearningFailed(
-            f"{len(jobs)} of {len(specs)} models of {stage}/{index} were trained; an ensemble needs two: "
-            "see `hydroflow jobs list --kind lam.train`"
-        )
-    models = register_models(ctx.store, ctx.campaign.name, jobs)
-    errors: dict[str, Any] = _means([m.metrics for m in models])
-    if before := _means([j.result.get("before") or {} for j in jobs]):
-        errors["before"] = before
-    return tuple(m.digest for m in models), errors
-
-
-def _means(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean over the ensemble of each error that the models have."""
-    out = {}
-    for key in ("energy_mev_atom", "force_mev_a", "virial_mev_atom"):
-        values = [m[key] for m in metrics if m.get(key) is not None]
-        if values:
-            out[key] = float(np.mean(values))
-    return out
-
-
-def uncertainty(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The trust window of an exploration and what deviations meant on held-out frames; the same in all its jobs."""
-    first = next((r for r in results if r.get("trust")), {})
-    return {k: first[k] for k in ("trust", "calibration") if first.get(k)}
-
-
-def accurate_share(classes: dict[str, int]) -> float:
-    """Share of accurate frames among the physical ones; broken structures say nothing about accuracy."""
-    physical = sum(classes[c] for c in CLASSES if c != "unphysical")
-    return classes["accurate"] / physical if physical else 0.0
-
-
-def done(jobs: list[Job], what: str) -> list[Job]:
-    """The finished ones; :class:`LearningFailed` with the first reason when there is none."""
-    finished = [j for j in jobs if j.state == "done"]
-    if not finished:
-        first = next((j for j in jobs if j.failure), None)
-        reason = first.failure["message"] if first else "cancelled"
-        raise LearningFailed(
-            f"every {what} job failed: {reason} (see `hydroflow jobs show {jobs[0].key if jobs else ''}`)"
-        )
-    return finished
-
-
-def output(ctx: Context, job: Job, name: str) -> StructureArrays:
-    return StructureArrays.from_parquet(ctx.store.objects.get(job.outputs[name]))
-
-
-def record(ctx: Context, stage: str, index: int, **values: Any) -> None:
-    """Write the iteration's record; written again with the same values when the loop is run again."""
-    Iteration.objects(campaign=ctx.campaign.name, stage=stage, index=index).modify(
-        upsert=True, set_on_insert__started=now(), set__finished=now(), **{f"set__{k}": v for k, v in values.items()}
+    chosen: StructureArrays,
+    explored: dict[str, Any],
+    goal: dict[str, Any],
+    found: Labelled,
+) -> Learned:
+    """Record an iteration that brought no label; the next one explores afresh with the same models."""
+    record(
+        ctx,
+        stage,
+        index,
+        explored=explored,
+        goal=goal,
+        selected=len(chosen),
+        labelled=0,
+        quarantined=found.quarantined,
+        held=found.held,
+        dataset=learned.dataset,
+        models=list(learned.models),
+        reached=False,
     )
+    return learned

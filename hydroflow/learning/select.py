@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from hydroflow.arrays import StructureArrays
@@ -52,6 +54,34 @@ def select_diverse(frames: StructureArrays, count: int, per_trajectory: int, rng
             distance[f] = np.minimum(distance[f], gap)
             distance[f][k] = 0.0
     return np.array(chosen, np.int64)
+
+
+def select_uncertain(
+    frames: StructureArrays, trust_high_ev_a: float, count: int, per_trajectory: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of up to `count` frames by :func:`select_diverse`: within the trust window and, where these are too few, beyond it.
+
+    A model that is uncertain beyond the window everywhere would otherwise learn nothing, and be as uncertain in every later
+    iteration. The frames beyond are the least unreliable ones, of trajectories that have none within.
+
+    Returns
+    -------
+    within, beyond : arrays of indices
+    """
+    deviation = frames.columns["max_deviation_ev_a"]
+    inside = np.flatnonzero(deviation <= trust_high_ev_a)
+    within = inside[select_diverse(frames[inside], count, per_trajectory, rng)]
+    trajectory = frames.columns["id"].astype(str)
+    outside = np.flatnonzero((deviation > trust_high_ev_a) & ~np.isin(trajectory, trajectory[within]))
+    missing = count - len(within)
+    used: Counter[str] = Counter()
+    least: list[int] = []
+    for i in outside[np.argsort(deviation[outside], kind="stable")]:
+        if used[trajectory[i]] < per_trajectory and len(least) < per_trajectory * missing:
+            used[trajectory[i]] += 1
+            least.append(int(i))
+    pool = np.array(least, np.int64)
+    return within, pool[select_diverse(frames[pool], missing, per_trajectory, rng)]
 
 
 def select_relaxed(

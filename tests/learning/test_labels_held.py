@@ -9,7 +9,7 @@ import pytest
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import parse
-from hydroflow.learning.loop import label
+from hydroflow.learning.steps import label
 from tests.dft.driver import FolderStore, Objects
 
 CAMPAIGN = parse('name = "x"\n[space]\nelements = ["Ca", "Y"]\n')
@@ -40,9 +40,9 @@ def context(tmp_path, monkeypatch):
 def test_what_is_held_is_counted_named_and_kept_out(context) -> None:
     rng = np.random.default_rng(0)
     batch = StructureArrays.from_lists([np.array([20, 1, 1])] * 30, list(rng.random((30, 3, 3))), [np.eye(3) * 3.2] * 30)
-    frames, quarantined, held, ok = label(context, batch, "stage1/0")
-    assert quarantined == {"scf_not_converged": 1, "held for review": 2}
-    assert set(held) == {context.keys[4], context.keys[7]}
-    assert "pressure 900 GPa" in held[context.keys[4]] and "core spheres" in held[context.keys[7]]
-    assert np.flatnonzero(~ok).tolist() == [4, 7, 9]
-    assert len(frames) == 27 and frames.columns["pressure_gpa"].max() < 300
+    found = label(context, batch, "stage1/0")
+    assert found.quarantined == {"scf_not_converged": 1, "held for review": 2}
+    assert set(found.held) == {context.keys[4], context.keys[7]}
+    assert "pressure 900 GPa" in found.held[context.keys[4]] and "core spheres" in found.held[context.keys[7]]
+    assert np.flatnonzero(~found.ok).tolist() == [4, 7, 9] and np.flatnonzero(found.on_hold).tolist() == [4, 7]
+    assert len(found.frames) == 27 and found.frames.columns["pressure_gpa"].max() < 300

@@ -8,9 +8,9 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import parse
-from hydroflow.learning.loop import accurate_share
+from hydroflow.learning.assess import accurate_share, mostly_unphysical
 from hydroflow.learning.requests import draw_requests
-from hydroflow.learning.select import select_diverse, select_relaxed
+from hydroflow.learning.select import select_diverse, select_relaxed, select_uncertain
 
 CAMPAIGN = parse(
     'name = "x"\n[space]\nelements = ["Ca", "Y"]\nm = [1, 2]\nn = [1, 2]\nhydrogen_ratio = [3, 4]\n'
@@ -67,6 +67,23 @@ def test_identical_frames_are_labelled_once() -> None:
     assert len(select_diverse(batch, 5, 3, np.random.default_rng(1))) == 1
 
 
+def test_frames_beyond_the_trust_window_fill_up_what_is_missing() -> None:
+    batch = frames(np.random.default_rng(0), 10, 30)
+    enough = select_uncertain(batch, 2.0, 20, 3, np.random.default_rng(1))
+    assert len(enough[1]) == 0
+    assert enough[0].tolist() == select_diverse(batch, 20, 3, np.random.default_rng(1)).tolist()
+
+    within, beyond = select_uncertain(batch, 0.02, 20, 3, np.random.default_rng(1))
+    deviation, trajectory = batch.columns["max_deviation_ev_a"], batch.columns["id"]
+    assert 0 < len(within) < 20 and (deviation[within] <= 0.02).all() and (deviation[beyond] > 0.02).all()
+    assert not set(trajectory[within]) & set(trajectory[beyond])
+    assert max(Counter(trajectory[beyond]).values()) <= 3
+
+    nothing, least = select_uncertain(batch, 0.0, 6, 3, np.random.default_rng(1))
+    assert len(nothing) == 0 and len(least) == 6
+    assert deviation[least].max() < np.quantile(deviation, 0.1), "the least unreliable ones"
+
+
 def test_relaxed_selection_assesses_near_hull_and_random_but_not_uncertain() -> None:
     batch = frames(np.random.default_rng(0), 40, 1)
     batch.columns["enthalpy_deviation_ev"] = np.arange(40) / 40.0
@@ -79,6 +96,12 @@ def test_relaxed_selection_assesses_near_hull_and_random_but_not_uncertain() -> 
     assert sorted(extra.tolist()) == remaining[-4:].tolist(), "the most uncertain of the rest"
     everything = np.concatenate(select_relaxed(batch[:5], hull[:5], 30, np.random.default_rng(2)))
     assert sorted(everything.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_mostly_broken_frames_are_said() -> None:
+    assert mostly_unphysical({"accurate": 40, "candidate": 0, "unreliable": 0, "unphysical": 60}) == [
+        "60% of the frames are unphysical"]
+    assert not mostly_unphysical({"accurate": 50, "candidate": 0, "unreliable": 0, "unphysical": 50})
 
 
 def test_broken_frames_do_not_count_against_accuracy() -> None:
