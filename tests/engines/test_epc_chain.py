@@ -74,6 +74,11 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     assert not h3s_result["usable"]
     assert h3s_result["core_hours"] > 0 and h3s_result["work"] > 0
     assert 100 < h3s_result["pressure_gpa"] < 300
+    # by symmetry no force acts; the interpolation finds the instability too, at or between the points of the mesh
+    checks = {c["name"]: c for c in h3s_result["checks"]}
+    assert checks["relaxed"]["passed"] and checks["relaxed"]["value"] < 1e-3
+    assert h3s_result["lowest_interpolated"]["thz"] < 0.9 * h3s_result["lowest_thz"] < 0
+    assert not checks["interpolated_modes"]["passed"] and checks["q_points"]["passed"]
     spectra = json.loads(store.objects.get(h3s_result["spectra"]))
     assert len(spectra["a2f"]) == 10 and len(spectra["interpolated"]) == 10
     assert len(spectra["path"]["frequency_thz"]) == 60 and len(spectra["path"]["frequency_thz"][0]) == 12

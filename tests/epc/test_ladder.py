@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ase.build import bulk
+from click.testing import CliRunner
 
-from hydroflow.cli.epc import _print_ladder
+from hydroflow.arrays import StructureArrays
+from hydroflow.cli.epc import _print_ladder, epc
 from hydroflow.epc.ladder import load_ladder, not_relaxed, table
 from hydroflow.epc.protocols import meshes, primitive
 from hydroflow.errors import SettingsError
@@ -68,6 +74,40 @@ def test_convergence_and_agreement_are_said_plainly():
     same = table(ladder, [[result(*c, mesh=m)] * 6 for c, m in zip(climb, (2, 3, 3, 3), strict=True)])
     assert not any(r["converged"] for r in same)
     assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
+
+
+def test_a_failed_relaxation_stops_only_its_compound(tmp_path, monkeypatch):
+    (tmp_path / "l.toml").write_text("relax = true\nmu_star = [0.1]\n[[rung]]\nname = 'a'\n" + "".join(
+        ALUMINIUM.replace("Al", name) for name in ("Al", "Cu", "Ni")))
+    jobs = [SimpleNamespace(failure=None, cost={}, state="done"),
+            SimpleNamespace(failure={"code": "killed", "message": "gone"}, cost={"core_hours": 0.5}, state="quarantined"),
+            SimpleNamespace(failure=None, cost={}, state="done")]
+    ran = []
+
+    def relaxed(store, done):
+        cells = {0: "Al", 2: "Ni"}
+        i = jobs.index(done[0])
+        return StructureArrays.from_atoms([bulk(cells[i])], {}) if i in cells else StructureArrays.empty()
+
+    def chain(ledger, store, structures, pseudos, cutoffs, *rest):
+        ran.append((structures.columns["id"].tolist(), [c["ecutwfc_ry"] for c in cutoffs]))
+        return [result(1.0, 300), result(2.0, 400)]
+
+    monkeypatch.setattr("hydroflow.store.open_store", lambda settings: contextlib.nullcontext())
+    monkeypatch.setattr("hydroflow.dispatch.ledger.Ledger", lambda store: SimpleNamespace(
+        submit=lambda specs, campaign: specs, wait=lambda keys: jobs))
+    monkeypatch.setattr("hydroflow.dft.settings.label_settings", lambda labels, elements: SimpleNamespace(
+        ecutwfc_ry=len(elements[0]) + ord(elements[0][0]), ecutrho_ry=0, engine="qe"))
+    monkeypatch.setattr("hydroflow.dft.batch.relax_specs", lambda *given, label: ["spec"])
+    monkeypatch.setattr("hydroflow.dft.batch.relaxed_structures", relaxed)
+    monkeypatch.setattr("hydroflow.dft.batch.stored_pseudos", lambda store, settings: {})
+    monkeypatch.setattr("hydroflow.epc.chain.run_chain", chain)
+    done = CliRunner().invoke(epc, ["ladder", str(tmp_path / "l.toml"), "--json"], catch_exceptions=False)
+    rows = {r["compound"]: r for r in json.loads(done.stdout)}
+    assert rows["Cu"]["failure"]["message"] == "not relaxed: gone" and rows["Cu"]["core_hours"] == 0.5
+    assert rows["Al"]["lambda"] == 1.0 and rows["Ni"]["lambda"] == 2.0
+    # each with its own cutoff
+    assert ran == [(["Al", "Ni"], [2 + ord("A"), 2 + ord("N")])]
 
 
 @pytest.mark.parametrize(("text", "words"), [
