@@ -9,9 +9,9 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hydroflow.dft.jobs import Label
 from hydroflow.dft.settings import LabelSettings
 from hydroflow.dft.vasp_jobs import VaspLabel
 from hydroflow.dispatch.job import JobSpec
-from hydroflow.errors import EngineFailure
+from hydroflow.errors import EngineFailure, FailureCode
 
 
 class _Folder:
@@ -88,7 +88,8 @@ def label_here(
 def _with_corrections(engine: Label | VaspLabel, spec: JobSpec, store: _Folder, folder: Path,
                       executables: Mapping[str, str]) -> dict[str, Any]:
     adjustments: dict[str, Any] = {}
-    for attempt in count(1):
+    times: Counter[FailureCode] = Counter()
+    while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for name, digest in spec.files.items():
@@ -100,10 +101,10 @@ def _with_corrections(engine: Label | VaspLabel, spec: JobSpec, store: _Folder, 
             (folder / "exit_code").write_text(str(done.returncode))
             return engine.collect(spec, folder).result
         except EngineFailure as failure:
-            recovery = engine.recover(spec, failure, attempt)
+            times[failure.code] += 1
+            recovery = engine.recover(spec, failure, times[failure.code])
             if recovery is None:
                 raise
             adjustments |= recovery.adjustments
             if not recovery.keep_folder:
                 shutil.rmtree(folder)
-    raise AssertionError("unreachable")

@@ -11,7 +11,7 @@ C = FailureCode
 
 _RANDOM = {"startingwfc": "random"}
 
-# code → (what is done, adjustments) for the first, second, … failure of the job. After the last: quarantine.
+# code → (what is done, adjustments) for the first, second, … failure of a job with this code. After the last: quarantine.
 CORRECTIONS: dict[FailureCode, tuple[tuple[str, dict[str, Any]], ...]] = {
     C.scf_not_converged: (
         ("mixing_beta 0.2, up to 200 iterations", {"electrons": {"mixing_beta": 0.2, "electron_maxstep": 200}}),
@@ -49,7 +49,7 @@ MAX_RESTARTS = 4
 
 
 def correction(failure: EngineFailure, attempt: int) -> Recovery | None:
-    """The correction after the `attempt`-th failure (1-based) of a job; None when nothing more is declared."""
+    """The correction after a job's `attempt`-th failure (1-based) with this code; None when nothing more is declared."""
     if failure.details.get("final"):
         return None
     if failure.code is C.walltime and attempt <= MAX_RESTARTS:

@@ -200,10 +200,10 @@ def read_dynamical(path: Path) -> Dynamical:
     at = starts[0] + 4
     for a in range(atoms):
         for b in range(atoms):
-            rows = [numbers(line) for line in lines[at + 1:at + 4]]
-            if [len(r) for r in rows] != [6, 6, 6]:
+            values = [numbers(line) for line in lines[at + 1:at + 4]]
+            if [len(v) for v in values] != [6, 6, 6]:
                 raise _truncated(path, f"force constants of atoms {a + 1}, {b + 1}")
-            block = np.array(rows)
+            block = np.array(values)
             matrix[3 * a:3 * a + 3, 3 * b:3 * b + 3] = block[:, ::2] + 1j * block[:, 1::2]
             at += 4
     return Dynamical(q, len(starts), np.array(frequencies), symbols, positions, cell, alat, matrix, masses)

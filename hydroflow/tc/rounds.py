@@ -152,6 +152,7 @@ def coupling(
     structures = candidate_structures(candidates)
     structures.columns["hydrogen_dos_share"] = np.array(
         [np.nan if c.hydrogen_dos_share is None else c.hydrogen_dos_share for c in candidates])
+    structures.columns["pressure_gpa"] = np.full(len(structures), campaign.pressure.campaign_gpa)
     # in one write: a batch that a kill left half marked would be another batch next time
     Candidate.objects(id__in=[c.id for c in candidates], epc_status=None).update(set__epc_status="queued", set__stage="epc")
 

@@ -188,7 +188,7 @@ def test_epc_stays_with_quantum_espresso(library, monkeypatch):
     assert labels.pseudos["Ca"].file == "POTCAR.Ca_sv" and epc.pseudos["Ca"].file.lower().endswith(".upf")
     # chains are priced and inputs written from these
     assert epc.protocol == labels.protocol and "dos" in epc.values
-    with pytest.raises(SettingsError, match="epc.pseudos = '/no', for the electron–phonon coupling"):
+    with pytest.raises(SettingsError, match=r"epc\.pseudos = '/no', for the electron–phonon coupling"):
         epc_settings(parse(campaign + '[epc]\npseudos = "/no"\n'))
 
 
