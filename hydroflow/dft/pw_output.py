@@ -157,7 +157,7 @@ def read_text(text: str) -> PwResult:
     if match := re.search(r"Program PWSCF v\.\s*(\S+)", text):
         result.version = _version(match.group(1))
     if match := re.search(r"number of electrons\s*=\s*([\d.]+)", text):
-        result.electrons = float(match.group(1))
+        result.electrons = fortran_float(match.group(1))
     if match := re.search(r"number of k points=\s*(\d+)", text):
         result.k_points = int(match.group(1))
     ends = re.findall(r"convergence (has been|NOT) achieved(?: in|\s+after)\s+(\d+) iterations", text)
@@ -233,10 +233,12 @@ def _structure_from_text(text: str, result: PwResult) -> None:
     if not (alat and len(axes) >= 3 and count and len(sites) >= int(count.group(1))):
         return
     sites = sites[: int(count.group(1))]
-    scale = float(alat.group(1)) * BOHR_A
-    result.cell = np.array(axes[:3], float) * scale
+    if any(s[0] not in atomic_numbers for s in sites):
+        return
+    scale = fortran_float(alat.group(1)) * BOHR_A
+    result.cell = np.array([[fortran_float(w) for w in axis] for axis in axes[:3]]) * scale
     result.numbers = np.array([atomic_numbers[s[0]] for s in sites])
-    positions = np.array([s[1:] for s in sites], float) * scale
+    positions = np.array([[fortran_float(w) for w in s[1:]] for s in sites]) * scale
     result.fractional = fractional_of(result.cell, positions)
     if (relaxed := last_structure(text)) and result.ions_converged is not None:
         result.numbers, result.cell, result.fractional = relaxed
@@ -269,5 +271,5 @@ def _version(words: str) -> str:
 
 def _seconds(words: str) -> float:
     """``1h 2m``, ``3m12.5s``, ``0.86s`` in seconds."""
-    return sum(float(value) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit]
+    return sum(fortran_float(value) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit]
                for value, unit in re.findall(r"([\d.]+)\s*([dhms])", words))
