@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,13 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         click.echo("none yet")
         return
-    table = Table(*[k.replace("_", " ") for k in rows[0]])
+    table = Table()
+    for name in rows[0]:
+        # digests are what other commands want: never cut short
+        table.add_column(name.replace("_", " "), no_wrap=name in ("digest", "dataset"), overflow="fold")
     for row in rows:
         table.add_row(*["" if v is None else f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values()])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def _by_number(name: str) -> tuple[int, str]:

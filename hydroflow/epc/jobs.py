@@ -30,7 +30,7 @@ from hydroflow.epc.inputs import (
     q2r_input,
     q_list_input,
 )
-from hydroflow.epc.modes import INSULATOR_DOS
+from hydroflow.epc.modes import INSULATOR_DOS, unknown_couplings
 from hydroflow.epc.protocols import Crystal, limits
 from hydroflow.epc.qe_files import read_couplings, read_dynamical, read_q_list
 from hydroflow.epc.verdict import summarise
@@ -244,8 +244,8 @@ fi
             # ph.x prints asterisks for the linewidths of strongly imaginary modes: the crystal is unstable, the file is whole
             raise EngineFailure(FailureCode.imaginary_modes, f"the lowest mode at q {q} is imaginary, {lowest:.1f} THz, and "
                                 "linewidths overflow: unstable, or the k mesh is too coarse", {"lowest_thz": lowest})
-        if not (np.isfinite(couplings.gamma_ghz).all() and np.isfinite(dynamical.frequencies_thz).all()):
-            raise EngineFailure(FailureCode.corrupted_output, "NaN or overflow among frequencies or linewidths")
+        if unknown_couplings(couplings, dynamical) or not np.isfinite(dynamical.frequencies_thz).all():
+            raise EngineFailure(FailureCode.corrupted_output, "NaN or overflow among frequencies or couplings")
         if not (folder / ELPH).exists():
             raise EngineFailure(FailureCode.missing_output, "the couplings were not packed: the job ended early")
         keep = {"dyn": folder / f"{PREFIX}.dyn{q}", "couplings": folder / "couplings.dat", ELPH: folder / ELPH,

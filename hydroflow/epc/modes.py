@@ -103,7 +103,7 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
                                 f"q {i}: the coupling file is for q = {c.q}, the dynamical matrix for {d.q}")
         if c.sigma_ry.shape != settings.sigma_ry.shape or np.abs(c.sigma_ry - settings.sigma_ry).max() > 1e-6:
             raise EngineFailure(FailureCode.bad_input, f"q {i} was computed with other broadenings than q 1")
-        if not (np.isfinite(c.omega2_ry2).all() and np.isfinite(c.gamma_ghz).all() and np.isfinite(c.dos).all()):
+        if unknown_couplings(c, d):
             raise EngineFailure(FailureCode.corrupted_output, f"q {i}: NaN or overflow among the couplings")
     weights = np.array([d.star for d in dynamicals], float)
     if mesh is not None and weights.sum() != mesh:
@@ -120,13 +120,26 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
         # δ(E_k)δ(E_k+q) is singular at q = 0 without a broadening, and ph.x writes zeros: the other q stand for Γ too
         weights[at_gamma] = 0.0
     frequencies = np.array([c.frequencies_k for c in couplings]) / K_PER_THZ
-    acoustic = np.zeros(frequencies.shape, bool)
-    for row, d, gamma in zip(acoustic, dynamicals, at_gamma, strict=True):
-        if gamma:
-            row[np.argsort(-d.rigid_translations(), kind="stable")[:3]] = True
+    acoustic = np.array([acoustic_at_gamma(d) for d in dynamicals])
     lambdas = np.stack([c.precise_lambdas() for c in couplings], axis=1)
+    lambdas[np.isnan(lambdas)] = 0.0  # of acoustic modes at Γ only, which have no λ: noise divided by noise
     return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, settings.sigma_ry, dos, lambdas,
                          mesh)
+
+
+def acoustic_at_gamma(dynamical: Dynamical) -> np.ndarray:
+    """(3N,) bool, the three modes at Γ that are most nearly rigid translations; none at another q."""
+    out = np.zeros(len(dynamical.frequencies_thz), bool)
+    if np.abs(dynamical.q).max() < 1e-6:
+        out[np.argsort(-dynamical.rigid_translations(), kind="stable")[:3]] = True
+    return out
+
+
+def unknown_couplings(couplings: Couplings, dynamical: Dynamical) -> bool:
+    """Whether a value that the coupling needs is NaN: acoustic modes at Γ may overflow, they are left out of λ."""
+    needed = ~acoustic_at_gamma(dynamical)
+    return not (np.isfinite(couplings.omega2_ry2).all() and np.isfinite(couplings.dos).all()
+                and np.isfinite(couplings.precise_lambdas()[:, needed]).all())
 
 
 def _same_crystal(a: Dynamical, b: Dynamical, index: int) -> None:

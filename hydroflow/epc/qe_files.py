@@ -96,7 +96,7 @@ class Couplings:
     sigma_ry, dos, fermi_ev : (s,) broadening, N(E_F) in states/spin/Ry/cell, Fermi energy. One broadening of zero where the
         double delta was integrated by tetrahedra.
     lambdas : (s, 3N) λ_qν.
-    gamma_ghz : (s, 3N) linewidths.
+    gamma_ghz : (s, 3N) linewidths; NaN where they overflow their field.
     """
 
     q: np.ndarray
@@ -113,12 +113,14 @@ class Couplings:
         return np.sign(self.omega2_ry2) * np.sqrt(np.abs(self.omega2_ry2)) * K_PER_RYDBERG
 
     def precise_lambdas(self) -> np.ndarray:
-        """(s, 3N) λ_qν = γ/(π N(E_F) ω²): the file prints λ with four decimals but γ with more digits.
+        """(s, 3N) λ_qν = γ/(π N(E_F) ω²): the file prints λ with four decimals but γ with more digits, except where γ
+        overflows its field (hydrides at Γ under a small broadening): there the printed λ counts.
 
-        Zero where ω² is not positive: such a mode has no λ.
+        Zero where ω² is not positive: such a mode has no λ. NaN where both overflow.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             value = self.gamma_ghz / GHZ_PER_RYDBERG / (np.pi * self.dos[:, None] * self.omega2_ry2)
+        value = np.where(np.isfinite(self.gamma_ghz), value, self.lambdas)
         return np.where((self.omega2_ry2 > 0) & (self.dos[:, None] > 0), value, 0.0)
 
 

@@ -194,11 +194,28 @@ def test_a_file_cut_anywhere_is_a_typed_error(h3s, name):
             assert read_folder(h3s).coupling(3).lambda_ == pytest.approx(1.859, abs=2e-3)
 
 
-def test_overflow_is_refused(h3s):
+def test_a_linewidth_that_overflows_its_field_is_known_from_the_printed_lambda(h3s):
+    """ph.x prints γ with eight characters: at Γ and a small broadening a hydride can exceed 99999.99 GHz."""
+    before = read_folder(h3s)
     path = h3s / "elph_dir" / "elph.inp_lambda.2"
-    path.write_text(path.read_text().replace("gamma=  106.15 GHz", "gamma=******** GHz", 1))
+    text = path.read_text()
+    line = next(line for line in text.splitlines() if "gamma=  106.15 GHz" in line)
+    path.write_text(text.replace(line, line.replace("  106.15", "********"), 1))
+    # λ has four decimals where γ has five digits
+    assert read_folder(h3s).lambdas == pytest.approx(before.lambdas, abs=1e-4)
+    path.write_text(text.replace(line, "     lambda(    1)=********   gamma=******** GHz", 1))
     with failure(FailureCode.corrupted_output, "q 2"):
         read_folder(h3s)
+
+
+def test_acoustic_modes_at_gamma_may_overflow(h3s):
+    path = h3s / "elph_dir" / "elph.inp_lambda.1"
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if "lambda(    1)" in line)
+    before = read_folder(h3s)
+    lines[at] = "     lambda(    1)=********   gamma=******** GHz\n"
+    path.write_text("".join(lines))
+    assert read_folder(h3s).coupling(0).lambda_ == pytest.approx(before.coupling(0).lambda_)
 
 
 def test_an_insulator_has_nothing_to_couple_to(h3s):
