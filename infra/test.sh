@@ -31,8 +31,9 @@ if ((${#missing[@]})); then
 fi
 environment test pseudos
 
-say "Checking style"
+say "Checking style and types"
 ruff check .
+mypy hydroflow flows
 say "Running the tests"
 # Tests start services of their own; a user's data are not for them.
 unset HYDROFLOW_HOME HYDROFLOW_MONGODB_URI HYDROFLOW_S3_ENDPOINT_URL HYDROFLOW_S3_BUCKET PREFECT_API_URL

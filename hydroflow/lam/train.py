@@ -41,9 +41,10 @@ from hydroflow.store.documents import Dataset, Job, ModelRecord
 
 ENGINE = engine_version()
 METHOD = 2
-"""Version of hydroflow's own rules in the keys of ``lam.train`` and ``learning.explore``: loss weights, network sizes and
-training input (inputs.py), padding and split of the data, relaxation (relax.py, optimizers.py), deviation and its classes. Raise
-it with every change of these that changes an answer: what was computed by the old rules is then computed again, not reused.
+"""Version of hydroflow's own rules in the keys of ``lam.train``, ``learning.explore`` and ``search.shard``: loss weights,
+network sizes and training input (inputs.py), padding and split of the data, relaxation (relax.py, optimizers.py), deviation and
+its classes. Raise it with every change of these that changes an answer: what was computed by the old rules is then computed
+again, not reused.
 2: L-BFGS remembers 100 steps, as ASE's; explorations bring back unreliable frames where candidates are few."""
 _PAD_ATOMS = 8
 _RATE_AFTER_DIVERGENCE = 1 / 3

@@ -22,6 +22,7 @@ from hydroflow.campaign import Campaign
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
 from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.lam.train import METHOD
 from hydroflow.screening.storage import MINIMA, SHARD, expand, minima, write_shard
 from hydroflow.search import plan
 from hydroflow.search.collect import collect_search, distinct
@@ -78,6 +79,7 @@ def search_specs(
                 "space": campaign.space.model_dump(mode="json"),
                 "generator": campaign.generator.model_dump(mode="json"),
                 "relaxation": campaign.relaxation.model_dump(mode="json"),
+                "method": METHOD,
             },
             engine=engine,
             files=files(piece),
