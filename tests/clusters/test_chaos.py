@@ -177,8 +177,9 @@ def test_a_year_of_troubles(mongod, settings, store, sites, s3, small_disk, agen
     assert set(starts) == set(keys)  # none lost
     finished = {s.key for s in (*good, victim, *pw)}
     assert {key: ends[key] for key in finished if ends[key] != 1} == {}  # none that had finished ran again
-    # and none ran twice at all that the machines had not failed, as its history says
+    # and none ran twice at all, but the victim and those that the machines had failed, as their history says
     excused = {key for key in keys if any("again" in e.reason or "another cluster" in e.reason for e in jobs[key].history)}
+    excused.add(victim.key)
     assert {key: n for key, n in starts.items() if n > 1 and key not in excused} == {}
     # what was left behind by agents that were killed is found and removed
     agents.kill()
