@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,12 @@ def k_mesh(cell: np.ndarray, spacing_per_a: float) -> tuple[int, int, int]:
     counts = np.ceil(np.linalg.norm(reciprocal, axis=1) / spacing_per_a - 1e-4)
     a, b, c = np.maximum(1, counts).astype(int)
     return int(a), int(b), int(c)
+
+
+def denser_mesh(a: Sequence[int], b: Sequence[int]) -> tuple[int, int, int]:
+    """The coarsest mesh that is nowhere coarser than either."""
+    x, y, z = (max(int(p), int(q)) for p, q in zip(a, b, strict=True))
+    return x, y, z
 
 
 def irreducible_k_points(data: Mapping[str, Any], mesh: tuple[int, int, int]) -> int:

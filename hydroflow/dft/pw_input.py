@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ OUTDIR = "./out"
 def pw_input(
     structure: Mapping[str, Any], settings: LabelSettings, calculation: str, *, adjustments: Mapping[str, Any] | None = None,
     k_spacing_per_a: float | None = None, pressure_gpa: float = 0.0, max_seconds: float | None = None,
+    least_mesh: Sequence[int] | None = None,
 ) -> str:
     """Text of a pw.x input file.
 
@@ -37,6 +38,8 @@ def pw_input(
         Target of a ``vc-relax``.
     max_seconds
         pw.x stops cleanly after so long.
+    least_mesh
+        k mesh (3,) below which the cell's own is made denser.
     """
     atoms = crystal.to_atoms(structure)
     values = settings.values
@@ -77,6 +80,8 @@ def pw_input(
         if namelist in ("control", "system", "electrons", "ions", "cell"):
             data.setdefault(namelist, {}).update(changes)
     mesh = crystal.k_mesh(atoms.cell.array, k_spacing_per_a or values["k_spacing_per_a"])
+    if least_mesh is not None:
+        mesh = crystal.denser_mesh(mesh, least_mesh)
     text = io.StringIO()
     write_espresso_in(text, atoms, input_data=data, pseudopotentials={e: p.file for e, p in settings.pseudos.items()},
                       kpts=mesh, koffset=(0, 0, 0), crystal_coordinates=True)

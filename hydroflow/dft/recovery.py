@@ -56,7 +56,8 @@ def correction(failure: EngineFailure, attempt: int) -> Recovery | None:
         return Recovery("went on from the wave functions it had saved", {"restart": True}, keep_folder=True)
     if failure.code is C.relaxation_not_converged and attempt <= MAX_RESTARTS and "structure" in failure.details:
         return Recovery("went on from the last structure of the relaxation", {
-            "structure": failure.details["structure"], "restarts": failure.details.get("restarts", 0) + 1})
+            "structure": failure.details["structure"], "restarts": failure.details.get("restarts", 0) + 1,
+            **({"least_mesh": failure.details["least_mesh"]} if "least_mesh" in failure.details else {})})
     steps = CORRECTIONS.get(failure.code, ())
     if attempt > len(steps):
         return None

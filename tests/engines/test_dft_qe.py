@@ -256,6 +256,25 @@ def test_relaxation_out_of_steps_goes_on_from_its_last_structure(folder_store, s
     assert job.result["volume_a3"] == pytest.approx(2.984**3 / 2, rel=0.03)
 
 
+def test_a_relaxation_ends_on_a_mesh_that_its_cell_asks_for_and_never_goes_back(folder_store, settings, tmp_path):
+    def relaxed(a: float, spacing: float, folder: str):
+        level = replace(settings, values={**settings.values, "k_spacing_per_a": spacing})
+        spec = relax_specs(folder_store, StructureArrays.from_atoms([h3s(a)]), level, 200.0)[0]
+        return run(Relax(), spec, folder_store, tmp_path / folder)
+
+    # a cell that shrinks asks for 5³ in the end, having begun with 4³
+    shrunk = relaxed(3.10, 0.725, "shrinks")
+    asked = [i for i, a in enumerate(shrunk.actions, start=1) if "last structure" in a]
+    assert asked and "5 5 5" in " ".join((tmp_path / "shrinks" / f"attempt{asked[-1] + 1}" / "pw.in").read_text().split())
+    assert not shrunk.result["review"]
+    # one that grows would do with 4³; the 5³ it has is as good
+    grown = relaxed(2.90, 0.76, "grows")
+    last = tmp_path / "grows" / f"attempt{len(grown.failures) + 1}"
+    assert "5 5 5" in " ".join((last / "pw.in").read_text().split())
+    assert not grown.result["review"]
+    assert grown.result["volume_a3"] == pytest.approx(shrunk.result["volume_a3"], rel=0.01)
+
+
 def test_hydrogen_share_of_the_fermi_level(folder_store, settings, tmp_path):
     spec = dos_specs(folder_store, StructureArrays.from_atoms([h3s()]), settings)[0]
     result = run(Dos(), spec, folder_store, tmp_path).result
