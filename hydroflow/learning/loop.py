@@ -176,7 +176,8 @@ def stage1_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         within, beyond = select_uncertain(frames, explored["trust"][1], stage1.labels, PER_TRAJECTORY, rng)
         chosen = frames[np.concatenate([within, beyond])]
         explored["labelled_beyond_trust"] = len(beyond)
-    return _learn_from(ctx, learned, "stage1", index, chosen, explored, goal)
+    found = label(ctx, chosen, f"stage1/{index}", learned.dataset)
+    return _learn_from(ctx, learned, "stage1", index, chosen, explored, goal, found)
 
 
 def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
@@ -209,7 +210,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
             models=list(learned.models),
             reached=False,
         )
-        return learned
+        return replace(learned, reached=False)  # that of stage 1 does not end stage 2
     rng = np.random.default_rng(seed_of(campaign, "stage2", index, "select"))
     distance = hull_distances(relaxed, relaxed.columns["enthalpy_ev"] / relaxed.counts)
     assessed, extra = select_relaxed(relaxed, distance, stage2.labels, rng)
@@ -228,7 +229,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         "held": int((is_assessed & found.on_hold).sum()),
     }
     if not len(frames):
-        return _nothing_learnt(ctx, learned, "stage2", index, chosen, explored, goal, found)
+        return _learn_from(ctx, learned, "stage2", index, chosen, explored, goal, found)
     dft = frames.columns["energy_ev"] + pressure * GPA_A3_EV * frames.volumes
     error = np.abs(chosen[found.ok].columns["enthalpy_ev"] - dft) / frames.counts * 1000
     judged = error[is_assessed[found.ok]]
@@ -242,24 +243,7 @@ def stage2_iteration(ctx: Context, learned: Learned, index: int) -> Learned:
         goal["doubts"] = [f"only {n_assessed} of {len(assessed)} structures that the error is measured on have a label"]
     reached = n_assessed > 0 and goal["value"] <= stage2.goal_enthalpy_mev and "doubts" not in goal
     # The new labels are trained on even when the goal is met: they are paid for, and the search gains from them.
-    dataset = build_dataset(ctx.store, campaign.name, frames, learned.dataset)
-    models, errors = train(ctx, dataset, learned.models, "stage2", index)
-    record(
-        ctx,
-        "stage2",
-        index,
-        explored=explored,
-        goal=goal,
-        selected=len(chosen),
-        labelled=len(frames),
-        quarantined=found.quarantined,
-        held=found.held,
-        dataset=dataset,
-        models=list(models),
-        errors={**errors, **fresh},
-        reached=reached,
-    )
-    return Learned(dataset, models, reached)
+    return _learn_from(ctx, learned, "stage2", index, chosen, explored, goal, found, fresh, reached)
 
 
 def _learn_from(
@@ -270,12 +254,19 @@ def _learn_from(
     chosen: StructureArrays,
     explored: dict[str, Any],
     goal: dict[str, Any],
+    found: Labelled,
+    fresh: dict[str, Any] | None = None,
+    reached: bool = False,
 ) -> Learned:
-    found = label(ctx, chosen, f"{stage}/{index}", learned.dataset)
-    if not len(found.frames):
-        return _nothing_learnt(ctx, learned, stage, index, chosen, explored, goal, found)
-    dataset = build_dataset(ctx.store, ctx.campaign.name, found.frames, learned.dataset)
-    models, errors = train(ctx, dataset, learned.models, stage, index)
+    """Train on the new labels and record the iteration; one that brought none goes on with the same models.
+
+    `fresh` are errors on what was explored, beside those of the training.
+    """
+    after, errors = replace(learned, reached=False), dict[str, Any]()
+    if len(found.frames):
+        dataset = build_dataset(ctx.store, ctx.campaign.name, found.frames, learned.dataset)
+        models, errors = train(ctx, dataset, learned.models, stage, index)
+        after = Learned(dataset, models, reached)
     record(
         ctx,
         stage,
@@ -286,37 +277,9 @@ def _learn_from(
         labelled=len(found.frames),
         quarantined=found.quarantined,
         held=found.held,
-        dataset=dataset,
-        models=list(models),
-        errors=errors,
-        reached=False,
+        dataset=after.dataset,
+        models=list(after.models),
+        errors={**errors, **(fresh or {})},
+        reached=reached,
     )
-    return Learned(dataset, models)
-
-
-def _nothing_learnt(
-    ctx: Context,
-    learned: Learned,
-    stage: str,
-    index: int,
-    chosen: StructureArrays,
-    explored: dict[str, Any],
-    goal: dict[str, Any],
-    found: Labelled,
-) -> Learned:
-    """Record an iteration that brought no label; the next one explores afresh with the same models."""
-    record(
-        ctx,
-        stage,
-        index,
-        explored=explored,
-        goal=goal,
-        selected=len(chosen),
-        labelled=0,
-        quarantined=found.quarantined,
-        held=found.held,
-        dataset=learned.dataset,
-        models=list(learned.models),
-        reached=False,
-    )
-    return learned
+    return after

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 
 import pytest
@@ -17,6 +15,7 @@ from hydroflow.dispatch.suspicion import SAME_FAILURES, Suspicion
 from hydroflow.errors import FailureCode
 from hydroflow.store.documents import Job
 from tests.dispatch.engines import ECHO, PYTHON
+from tests.small_disk import small_disk
 from tests.waiting import connected, until
 
 C = FailureCode
@@ -114,14 +113,8 @@ def test_a_job_stopped_at_its_wall_time_goes_on_where_its_checkpoints_are(store,
         assert job.cost["wall_s"] > 10  # all attempts are paid
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_fills_up_is_not_the_jobs_fault(store, agent, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", disk], capture_output=True).returncode != 0:
-        assert os.environ.get("CI") != "true", "CI must be able to mount a small disk"
-        pytest.skip("mounting is not allowed here")
-    try:
+    with small_disk(tmp_path / "small", "512k") as disk:
         agent({"local": Cluster(remote_root=str(disk), max_cores=1)})
         ledger = Ledger(store)
         log = tmp_path / "log"
@@ -140,5 +133,3 @@ def test_a_disk_that_fills_up_is_not_the_jobs_fault(store, agent, tmp_path):
         assert len((tmp_path / "log.finished").read_text().splitlines()) == 1
         if job.losses:  # its answer had not fitted
             assert any("disk_full" in e.reason or "disk it ran on was full" in e.reason for e in job.history)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
