@@ -48,7 +48,7 @@ binary_hydrogen = [1, 6]
 """
 CRYSTALS = 36
 POOL = (45, 240)
-TEST = (24, 70)
+TEST = (90, 240)
 """Structures relaxed and frames labelled."""
 
 

@@ -175,9 +175,11 @@ def phonons(work: Screening, rows: np.ndarray, threshold: float) -> Measured:
         value = job.result["min_frequency_thz"][j % per_job] if job.state == "done" else None
         if value is not None:
             values[k] = value
+        elif job.state != "done":
+            reasons[k] = f"phonons not computed, {failure(job)}"
         else:
-            reasons[k] = ("phonons not computed, " + failure(job) if job.state != "done"
-                          else f"phonons not computed: the model or phonopy gave no finite answer (job {job.key})")
+            why = job.result.get("reasons", {}).get(str(j % per_job), "the model or phonopy gave no finite answer")
+            reasons[k] = f"phonons not computed: {why} (job {job.key})"
     return Measured(values, settings, reasons=reasons, fields=fields)
 
 

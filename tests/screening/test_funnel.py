@@ -38,6 +38,7 @@ class Answers:
 
     def __init__(self, store: Store, structures: StructureArrays, failing: set[str] = frozenset()) -> None:
         self.store, self.structures, self.failing = store, structures, failing
+        self.untreatable: set[str] = set()
         self.per_atom: dict[str, float] = {}
         h = structures.columns["enthalpy_ev"] / structures.counts
         for f, value in zip(structures.formulas(), h, strict=True):
@@ -46,7 +47,11 @@ class Answers:
     def __call__(self, job: Job) -> dict[str, Any] | str:
         if job.kind == "lam.phonons":
             arrays = StructureArrays.from_parquet(self.store.objects.get(job.files["structures.parquet"]))
-            return {"min_frequency_thz": [-6.0 if number(f"{v:.6f}") < 0.25 else -0.5 for v in arrays.volumes]}
+            lowest = [-6.0 if number(f"{v:.6f}") < 0.25 else -0.5 for v in arrays.volumes]
+            untreatable = {i: "phonopy cannot treat the cell: too flat" for i, f in enumerate(arrays.formulas())
+                           if f in self.untreatable}
+            return {"min_frequency_thz": [None if i in untreatable else v for i, v in enumerate(lowest)],
+                    "reasons": {str(i): words for i, words in untreatable.items()}}
         assert job.kind == "dft.relax", job.kind
         structure = job.inputs["structure"]
         arrays = StructureArrays.from_lists([np.array(structure["numbers"])], [np.array(structure["fractional"])],
@@ -122,6 +127,21 @@ def test_another_threshold_reuses_phonons_and_epc_results_stay(store: Store, str
     assert computed == tighter.steps[4].entered, "a phonon was computed twice or not at all"
     kept = Candidate.objects.get(structure_id=first.passed[0])
     assert (kept.tc_k, kept.stage, kept.epc_status) == (123.0, "epc", "done")
+
+
+def test_a_structure_without_phonons_keeps_the_words_of_the_job(store: Store, structures: StructureArrays) -> None:
+    first, _ = run(store, structures)
+    formula = Candidate.objects.get(structure_id=first.passed[0]).formula
+    Candidate.drop_collection()
+    Job.drop_collection()
+    answers = Answers(store, structures)
+    answers.untreatable = {formula}
+    counts = screen(campaign(funnel=LOOSE), store, RecordedLedger(store, answers), structures, MODEL)
+    lost = Candidate.objects(rejected_by="phonons", formula=formula)
+    assert counts.steps[4].undetermined == lost.count() > 0
+    for one in lost:
+        assert one.verdicts[-1].value is None
+        assert "too flat" in one.verdicts[-1].reason and one.jobs[-1] in one.verdicts[-1].reason
 
 
 def test_dft_limit_puts_off_the_worst_without_rejecting(store: Store, structures: StructureArrays) -> None:
