@@ -1,8 +1,9 @@
 """α²F files of several codes, told apart by their content.
 
 Known: matdyn.x (``a2F.dos*``, also old records over several lines), lambda.x (``alpha2F.dat``), alpha2f.x (``prefix.a2F.dat``),
-EPW (``prefix.a2f``), Elk (``ALPHA2F.OUT``), ABINIT (``*_A2FW``, anaddb's ``*_A2F``), two-column text with a unit, and a folder
-of ph.x couplings. λ of each follows from λ = 2∫α²F/ω dω; only ``*_A2FW`` holds 2α²F and is halved.
+EPW (``prefix.a2f``, ``.a2f.01``, ``.a2f_iso``, ``.a2f_proj``), Elk (``ALPHA2F.OUT``), ABINIT (``*_A2FW``, anaddb's ``*_A2F``),
+two-column text with a unit, and a folder of ph.x couplings. λ of each follows from λ = 2∫α²F/ω dω; only ``*_A2FW`` holds 2α²F
+and is halved.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ UNITS = {"Ry": K_PER_RYDBERG, "Ha": K_PER_HARTREE, "THz": K_PER_THZ, "meV": K_PE
 """K per unit."""
 _UNIT_WORDS = {"ry": "Ry", "rydberg": "Ry", "ha": "Ha", "hartree": "Ha", "thz": "THz", "mev": "meV", "cm-1": "cm-1",
                "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K"}
+
+
+_EPW_NAME = re.compile(r"\.(a2f|a2f_tr|phdos)\.\d\d(\.|$)")
+"""Files that EPW writes with phonselfen: number of the electronic smearing, in 5.3 also the temperature; no header."""
+_EPW_OTHER = re.compile(r"\.(a2f_tr|phdos)(_proj|\.\d|$)")
 
 
 class UnknownUnit(DataError):
@@ -154,19 +160,8 @@ def _table(path: Path, text: str) -> tuple[str, list[str], np.ndarray, list[floa
         warnings.append("lambda.x counts the acoustic modes at Gamma, so its a2F overestimates lambda; the elph.inp_lambda files "
                         "do not have this error")
         return "lambda.x alpha2F.dat", ["THz"], columns, sigmas, warnings
-    if "w[meV]" in head and "a2f" in head.lower():
-        lines = text.splitlines()
-        start = next(i for i, line in enumerate(lines) if "w[meV]" in line)
-        end = next((i for i, line in enumerate(lines) if "Integrated" in line), None)
-        if end is None or end + 1 == len(lines) or not numbers(lines[end + 1]):
-            raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
-        rows = _rows(path, lines[start + 1:end], least=2)
-        announced = int((numbers(lines[start].split("for")[-1]) or [1])[0])
-        # each smearing has a column of a2F and one of the running lambda; newer versions write only the first of each
-        n = announced if rows.shape[1] >= 1 + announced and rows.shape[1] > 3 else 1
-        columns = rows[:, :1 + n]
-        _compare(columns, numbers(lines[end + 1]), warnings)
-        return "EPW a2f", ["meV"], columns, None, warnings
+    if re.match(r"\s*w\[meV\]", head) or "Integrated el-ph coupling" in text or _EPW_NAME.search(path.name):
+        return "EPW a2f", ["meV"], _epw(path, text, warnings), None, warnings
     if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
         return "alpha2f.x a2F.dat", ["Ry"], _rows(path, _data(text), least=2)[:, :2], None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
@@ -188,6 +183,48 @@ def _table(path: Path, text: str) -> tuple[str, list[str], np.ndarray, list[floa
         warnings.append(f"{rows.shape[1]} columns: the second was read as a2F")
     comments = " ".join(line for line in text.splitlines()[:40] if line.lstrip().startswith(("#", "!", "@")))
     return "text", _units_in(comments), columns, None, warnings
+
+
+def _epw(path: Path, text: str, warnings: list[str]) -> np.ndarray:
+    """Frequencies in meV and one column of α²F per phonon smearing, from any of EPW's files.
+
+    ``prefix.a2f`` has a header, a column of α²F and one of the running λ per smearing, and a footer; old versions leave the
+    running λ out, newer ones write the first smearing only. ``prefix.a2f.01`` (of phonselfen) has no header and no running
+    λ. ``prefix.a2f_iso`` has no footer; in ``prefix.a2f_proj`` the contributions of the modes follow the total.
+    """
+    lines = text.lstrip().splitlines() or [""]
+    other = _EPW_OTHER.search(path.name)
+    if other or "phdos" in lines[0]:
+        what = "phonon density of states" if other is None or other[1] == "phdos" else "spectral function of transport"
+        raise DataError(f"{path}: EPW's {what}, no a2F; give prefix.a2f or prefix.a2f.01")
+    start = 1 if "w[meV]" in lines[0] else 0
+    end = next((i for i, line in enumerate(lines) if "Integrated" in line or "lambda_int" in line), None)
+    if lines[0].split() == ["w[meV]", "a2f"]:
+        columns = _rows(path, lines[1:], width=2)
+        if columns[-1, 1] > 0.05 * columns[:, 1].max():
+            warnings.append("a2F is not zero at its last frequency: truncated, or the phonon smearing is wide")
+        return columns
+    if lines[0].split()[:3] == ["w[meV]", "a2f", "a2f_modeproj"]:
+        if end is None:
+            raise DataError(f"{path}: an EPW a2f_proj file that does not reach its last line (lambda_int = …): truncated")
+        columns = _rows(path, lines[1:end], least=3)[:, :2]
+        _compare(columns, numbers(lines[end].split("=", 1)[-1]), warnings)
+        return columns
+    footer = "\n".join(lines[end + 1:]) if end is not None else ""
+    stated = numbers(footer.split("Phonon smearing")[0])  # one per smearing
+    if end is None or not stated:
+        raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
+    rows = _rows(path, lines[start:end], least=2)
+    n = len(stated)
+    if rows.shape[1] not in (1 + n, 1 + 2 * n):
+        raise DataError(f"{path}: {rows.shape[1]} columns do not fit the {n} phonon smearings of the footer: damaged")
+    columns = rows[:, :1 + n]
+    _compare(columns, stated, warnings)
+    summed = re.search(r"Summed el-ph coupling\s+(\S+)", footer)
+    if summed and (modes := numbers(summed[1])) and abs(stated[0] - modes[0]) > 0.05 * abs(modes[0]):
+        warnings.append(f"a2F integrates to lambda = {stated[0]:.4f}, the modes sum to {modes[0]:.4f}: the phonon smearing is "
+                        "wide, or this is the spectral function of transport (a2f_tr)")
+    return columns
 
 
 def _data(text: str) -> list[str]:

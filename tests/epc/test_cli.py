@@ -63,7 +63,8 @@ def test_negative_weight_is_doubted(tmp_path):
 
 
 # one real file or folder of each format, the format's name, and λ as its own code printed it: matdyn.x in the file's last line,
-# lambda.x in lambda.dat (it counts the acoustic modes at Γ), ph.x per mode, Elk in MCMILLAN.OUT, ABINIT and anaddb in their logs
+# lambda.x in lambda.dat (it counts the acoustic modes at Γ), ph.x per mode, Elk in MCMILLAN.OUT, EPW in its footer,
+# ABINIT and anaddb in their output
 REAL = {
     "matdyn.x": ("h3s/a2F.dos4", "matdyn.x a2F.dos", 0, 1.841942, 2e-3),
     "lambda.x": ("h3s/alpha2F.dat", "lambda.x alpha2F.dat", 3, 3.032, 0.06),
@@ -72,6 +73,8 @@ REAL = {
     "Elk": ("al_elk/ALPHA2F.OUT", "Elk ALPHA2F.OUT", 0, 0.6855736093, 1e-6),
     "ABINIT eph": ("al_abinit/al_A2FW", "ABINIT A2FW", 0, 0.3094247, 1e-4),
     "ABINIT anaddb": ("al_abinit/al_A2F", "ABINIT A2F", 0, 0.1386272, 1e-5),
+    "EPW": ("al_epw/al.a2f", "EPW a2f", 4, 0.3249451, 1e-4),
+    "EPW phonselfen": ("al_epw/al.a2f.01.10.000", "EPW a2f", 4, 0.3050113, 1e-4),
 }
 
 

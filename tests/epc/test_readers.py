@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hydroflow.epc.formulas import mcmillan
 from hydroflow.epc.readers import UNITS, UnknownUnit, read_a2f
 from hydroflow.errors import DataError, HydroflowError
 from hydroflow.units import K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, K_PER_THZ
@@ -93,9 +95,78 @@ def test_epw(tmp_path, table, smearings):
     announced = 10 if smearings == 1 else smearings
     (tmp_path / "h3s.a2f").write_text(
         f" w[meV] a2f and integrated 2*a2f/w for {announced:4d} smearing values\n{body}\n Integrated el-ph coupling\n"
-        f"  #         {running[-1]:12.7f}\n Phonon smearing (meV)\n  #            0.5000000\n"
+        "  #         " + f"{running[-1]:12.7f}" * smearings + "\n Phonon smearing (meV)\n  #            0.5000000\n"
         "Electron smearing (eV)   0.1000000\n")
     assert len(check(tmp_path / "h3s.a2f", "EPW a2f").spectra) == smearings
+
+
+EPW_PRINTED = {  # λ of each phonon smearing from the footer; ω_log and McMillan's Tc (μ* = 0.1) of the first, from EPW's output
+    "al.a2f": ([0.3244572, 0.3245265, 0.3246307, 0.3247702, 0.3249451], 20.826717 * K_PER_MEV, 0.237981),
+    "al12.a2f": ([0.3246968, 0.3248532, 0.3250461, 0.3252753, 0.3255415, 0.3258452, 0.3261871, 0.3265681, 0.3269891, 0.3274519,
+                  0.3279584, 0.3285112], 20.801459 * K_PER_MEV, 0.239168),
+    "al.a2f_iso": ([0.3244572], 20.826717 * K_PER_MEV, 0.237981),
+    "al.a2f_proj": ([0.3244572], 20.826717 * K_PER_MEV, 0.237981),
+    "al.a2f.01.10.000": ([0.3043681, 0.3044590, 0.3045960, 0.3047798, 0.3050113], 0.0014155 * K_PER_RYDBERG, 0.124188537914),
+}
+
+
+@pytest.mark.parametrize(("name", "lambdas", "omega_log", "tc"), [(k, *v) for k, v in EPW_PRINTED.items()], ids=EPW_PRINTED)
+def test_real_epw_files_give_what_epw_printed(name, lambdas, omega_log, tc):
+    found = read_a2f(DATA / "al_epw" / name)
+    assert (found.format, found.unit, found.warnings) == ("EPW a2f", "meV", [])
+    # EPW sums by rectangles: half a step at the last frequency, where a wide smearing is not yet zero
+    assert [s.coupling.lambda_ for s in found.spectra] == pytest.approx(lambdas, rel=1e-4)
+    assert all(s.sigma_ry is None for s in found.spectra)
+    coupling = found.spectra[0].coupling
+    assert coupling.omega_log_k == pytest.approx(omega_log, rel=1e-4)
+    assert mcmillan(coupling.lambda_, coupling.omega_log_k, 0.1) == pytest.approx(tc, rel=1e-3)
+
+
+def test_epw_spectrum_of_transport_is_refused_and_known_under_another_name(tmp_path):
+    source = DATA / "al_epw" / "al.a2f_tr.01.10.000"
+    with pytest.raises(DataError, match="transport"):
+        read_a2f(source)
+    shutil.copy(source, tmp_path / "al.dat")
+    found = read_a2f(tmp_path / "al.dat")
+    assert found.spectra[0].coupling.lambda_ == pytest.approx(0.9525, rel=1e-3)
+    assert any("sum to 0.3043" in w and "transport" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize("name", ["al.phdos.01.10.000", "al.phdos", "other.dat"])
+def test_epw_phonon_density_of_states_is_refused(tmp_path, name):
+    header = "" if "01" in name else " w[meV] phdos[states/meV] for    1 smearing values\n"
+    (tmp_path / name).write_text(header + "   1.0   0.1\n   2.0   0.2\n   3.0   0.1\n")
+    with pytest.raises(DataError, match="density of states"):
+        read_a2f(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["al.a2f", "al.a2f_proj", "al.a2f.01.10.000"])
+def test_half_an_epw_file_is_refused(tmp_path, name):
+    text = (DATA / "al_epw" / name).read_text()
+    (tmp_path / name).write_text(text[:len(text) // 2])
+    with pytest.raises(DataError, match="truncated"):
+        read_a2f(tmp_path / name)
+
+
+def test_epw_a2f_iso_that_ends_among_its_modes_is_a_warning(tmp_path):
+    # it has no footer, but a whole one ends a tenth above the highest frequency
+    lines = (DATA / "al_epw" / "al.a2f_iso").read_text().splitlines()
+    (tmp_path / "al.a2f_iso").write_text("\n".join(lines[:50]) + "\n")
+    assert any("not zero" in w for w in read_a2f(tmp_path / "al.a2f_iso").warnings)
+
+
+def test_epw_footer_that_does_not_fit_its_columns_is_refused(tmp_path):
+    text = (DATA / "al_epw" / "al.a2f").read_text()
+    stated = "0.3244572   0.3245265   0.3246307   0.3247702   0.3249451\n Phonon"
+    assert stated in text
+    (tmp_path / "al.a2f").write_text(text.replace(stated, "0.3244572   0.3245265\n Phonon"))
+    with pytest.raises(DataError, match="11 columns do not fit the 2"):
+        read_a2f(tmp_path / "al.a2f")
+
+
+def test_epw_header_in_a_comment_is_a_text_with_its_unit(tmp_path, table):
+    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / K_PER_MEV, 1], header="w[meV] a2f")
+    assert check(tmp_path / "a2f.dat", "text").unit == "meV"
 
 
 def test_epw_without_footer_is_refused(tmp_path):
@@ -213,7 +284,7 @@ def test_what_is_no_spectrum_is_refused(tmp_path, text, words):
 
 
 REAL = ["h3s/a2F.dos4", "h3s/alpha2F.dat", "al_nan/a2F.dos4", "al_nan/alpha2F.dat", "al_elk/ALPHA2F.OUT", "al_abinit/al_A2FW",
-        "al_abinit/al_A2F"]
+        "al_abinit/al_A2F", *(f"al_epw/{name}" for name in EPW_PRINTED)]
 
 
 @pytest.mark.parametrize("name", REAL)
