@@ -163,7 +163,11 @@ def _table(path: Path, text: str) -> tuple[str, list[str], np.ndarray, list[floa
     if re.match(r"\s*w\[meV\]", head) or "Integrated el-ph coupling" in text or _EPW_NAME.search(path.name):
         return "EPW a2f", ["meV"], _epw(path, text, warnings), None, warnings
     if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
-        return "alpha2f.x a2F.dat", ["Ry"], _rows(path, _data(text), least=2)[:, :2], None, warnings
+        columns = _rows(path, _data(text), least=2)[:, :2]
+        if not columns[:, 1].any():
+            raise DataError(f"{path}: alpha2f.x wrote zeros only, as that of QE 6.7 always does (it takes each q for the last "
+                            "one); its lambda is wrong too: use a newer alpha2f.x")
+        return "alpha2f.x a2F.dat", ["Ry"], columns, None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
         # ABINIT's lambda, running in the third column, is the integral of a2F/omega without the 2: its a2F is twice alpha2F
         rows = _rows(path, _data(text), least=3)

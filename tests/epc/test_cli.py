@@ -63,7 +63,7 @@ def test_negative_weight_is_doubted(tmp_path):
 
 
 # one real file or folder of each format, the format's name, and λ as its own code printed it: matdyn.x in the file's last line,
-# lambda.x in lambda.dat (it counts the acoustic modes at Γ), ph.x per mode, Elk in MCMILLAN.OUT, EPW in its footer,
+# lambda.x in lambda.dat (it counts the acoustic modes at Γ), ph.x per mode, Elk in MCMILLAN.OUT, EPW in its footer, alpha2f.x,
 # ABINIT and anaddb in their output
 REAL = {
     "matdyn.x": ("h3s/a2F.dos4", "matdyn.x a2F.dos", 0, 1.841942, 2e-3),
@@ -75,6 +75,7 @@ REAL = {
     "ABINIT anaddb": ("al_abinit/al_A2F", "ABINIT A2F", 0, 0.1386272, 1e-5),
     "EPW": ("al_epw/al.a2f", "EPW a2f", 4, 0.3249451, 1e-4),
     "EPW phonselfen": ("al_epw/al.a2f.01.10.000", "EPW a2f", 4, 0.3050113, 1e-4),
+    "alpha2f.x": ("al_alpha2f/al.a2F.dat", "alpha2f.x a2F.dat", 0, 0.336002, 2.5e-3),
 }
 
 

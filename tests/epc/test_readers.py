@@ -182,6 +182,23 @@ def test_alpha2f_x(tmp_path, table):
     assert check(tmp_path / "h3s.a2F.dat", "alpha2f.x a2F.dat").warnings == []
 
 
+def test_real_alpha2f_x():
+    found = read_a2f(DATA / "al_alpha2f" / "al.a2F.dat")
+    assert (found.format, found.unit, found.warnings) == ("alpha2f.x a2F.dat", "Ry", [])
+    coupling = found.spectra[0].coupling
+    # from its table by rectangles: a2F is not zero at the last frequency, half a step of which makes 0.2 % of λ
+    assert coupling.lambda_ == pytest.approx(0.336002159, rel=2.5e-3)
+    assert coupling.omega_log_k == pytest.approx(1.897953815e-3 * K_PER_RYDBERG, rel=1e-3)
+    # and from its λ_q, ω_q without a table
+    assert coupling.lambda_ == pytest.approx(0.337825, rel=8e-3)
+    assert coupling.omega_log_k == pytest.approx(299.47956, rel=1e-3)
+
+
+def test_zeros_of_alpha2f_x_6_7_are_refused_with_the_reason():
+    with pytest.raises(DataError, match=r"6\.7.*each q for the last"):
+        read_a2f(DATA / "al_alpha2f" / "zeros.a2F.dat")
+
+
 def test_abinit_a2fw_is_twice_alpha2f():
     found = read_a2f(DATA / "al_abinit" / "al_A2FW")
     assert found.format == "ABINIT A2FW" and found.warnings == []
@@ -284,7 +301,7 @@ def test_what_is_no_spectrum_is_refused(tmp_path, text, words):
 
 
 REAL = ["h3s/a2F.dos4", "h3s/alpha2F.dat", "al_nan/a2F.dos4", "al_nan/alpha2F.dat", "al_elk/ALPHA2F.OUT", "al_abinit/al_A2FW",
-        "al_abinit/al_A2F", *(f"al_epw/{name}" for name in EPW_PRINTED)]
+        "al_abinit/al_A2F", *(f"al_epw/{name}" for name in EPW_PRINTED), "al_alpha2f/al.a2F.dat"]
 
 
 @pytest.mark.parametrize("name", REAL)
