@@ -86,8 +86,10 @@ def labelled(frames: StructureArrays, folder: Path, source: str) -> StructureArr
 
     settings = label_settings(Labels(protocol="fast"), ["H", "Mg", "Ca"])
     specs = label_specs(SimpleNamespace(objects=SimpleNamespace(put_file=put_file)), frames, settings)
+    once = {s.key: s for s in specs}  # a relaxation that stands still yields the same frame twice
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(partial(_one, folder=folder, objects=objects), specs))
+        by_key = dict(zip(once, pool.map(partial(_one, folder=folder, objects=objects), once.values()), strict=True))
+    results = [by_key[s.key] for s in specs]
     jobs = [SimpleNamespace(key=s.key, inputs=s.inputs, result=r, state="done" if r else "failed")
             for s, r in zip(specs, results, strict=True)]
     out = labelled_frames(None, jobs, source)

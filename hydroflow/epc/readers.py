@@ -220,6 +220,8 @@ def _epw(path: Path, text: str, warnings: list[str]) -> np.ndarray:
         raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
     rows = _rows(path, lines[start:end], least=2)
     n = len(stated)
+    if rows.shape[1] not in (1 + n, 1 + 2 * n) and rows.shape[1] in (2, 3):
+        n, stated = 1, stated[:1]  # the first smearing only
     if rows.shape[1] not in (1 + n, 1 + 2 * n):
         raise DataError(f"{path}: {rows.shape[1]} columns do not fit the {n} phonon smearings of the footer: damaged")
     columns = rows[:, :1 + n]
