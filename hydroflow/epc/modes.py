@@ -86,8 +86,8 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
     ------
     EngineFailure
         ``missing_q`` for a missing q, ``other_structure`` when files belong to different crystals, ``bad_input`` when they
-        belong to different q points or broadenings, ``corrupted_output`` for NaN couplings, ``no_fermi_surface`` for an
-        insulator.
+        belong to different q points or broadenings, or to a shifted mesh, ``corrupted_output`` for NaN couplings,
+        ``no_fermi_surface`` for an insulator.
     """
     if len(couplings) != len(dynamicals) or not couplings:
         raise EngineFailure(FailureCode.missing_q,
@@ -106,7 +106,11 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
         if unknown_couplings(c, d):
             raise EngineFailure(FailureCode.corrupted_output, f"q {i}: NaN or overflow among the couplings")
     weights = np.array([d.star for d in dynamicals], float)
-    if mesh is not None and weights.sum() != mesh:
+    if mesh is not None and weights.sum() > mesh:
+        raise EngineFailure(FailureCode.bad_input,
+                            f"the stars of the q points hold {weights.sum():.0f} points, the mesh only {mesh}: a shifted mesh "
+                            "(lshift_q of ph.x), whose stars reach beyond it and give no weights; compute it without a shift")
+    if mesh is not None and weights.sum() < mesh:
         raise EngineFailure(FailureCode.missing_q,
                             f"the q points found stand for {weights.sum():.0f} of the mesh's {mesh} points: a q is missing")
     dos = settings.dos

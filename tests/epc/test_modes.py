@@ -157,6 +157,12 @@ def test_stars_must_fill_the_mesh(h3s):
         read_folder(h3s)
 
 
+def test_stars_that_reach_beyond_the_mesh_are_those_of_a_shifted_one(h3s):
+    (h3s / "x.dyn0").write_text((h3s / "x.dyn0").read_text().replace("2   2   2", "1   1   2", 1))
+    with failure(FailureCode.bad_input, "lshift_q"):
+        read_folder(h3s)
+
+
 def test_dynamical_matrices_of_another_crystal_are_refused(h3s):
     shutil.copy(DATA / "cah6" / "x.dyn1", h3s / "x.dyn3")
     with failure(FailureCode.other_structure, "another crystal"):
