@@ -44,7 +44,7 @@ def _is_number(text: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled: bool, as_json: bool) -> None:
     """Tc from FILE: an alpha2F file (QE, EPW, Elk, ABINIT, text) or a folder of ph.x couplings."""
-    from hydroflow.epc.analysis import analyse, doubts, find_plateau, mu_key
+    from hydroflow.epc.analysis import analyse, doubts, find_plateau, mu_key, reported
     from hydroflow.epc.formulas import METHODS
     from hydroflow.epc.readers import read_a2f
 
@@ -52,8 +52,9 @@ def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled
     source = read_a2f(file, unit)
     rows = analyse(source.spectra, mu_stars, methods, scaled=not unscaled)
     # broadenings of the phonons (EPW) are no convergence parameter of lambda: only named electronic ones have a plateau
-    plateau = find_plateau([r["lambda"] for r in rows]) if all(r["sigma_ry"] is not None for r in rows) else None
-    chosen = plateau.index if plateau else 0
+    electronic = all(r["sigma_ry"] is not None for r in rows)
+    plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows]) if electronic else None
+    chosen = reported(rows, plateau) if electronic else 0
     warnings = source.warnings + doubts(rows, plateau, chosen)
     if as_json:
         click.echo(json.dumps({
@@ -74,7 +75,7 @@ def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled
     click.echo(head + "".join(f"{short[m] + ' ' + mu_key(mu):>10}" for m, mu in columns) + "   (Tc/K at mu*)")
     for i, r in enumerate(rows):
         sigma = "-" if r["sigma_ry"] is None else f"{r['sigma_ry']:.4f}"
-        mark = " <- plateau" if plateau and plateau.flat and i == chosen else ""
+        mark = "" if i != chosen or len(rows) == 1 else " <- plateau" if plateau and plateau.flat else " <- reported, no plateau"
         click.echo(f"{sigma:>9} {r['lambda']:8.4f} {r['omega_log_k']:8.1f} {r['omega2_k']:8.1f}"
                    + "".join(f"{r['tc_k'][mu_key(mu)][m]:10.2f}" for m, mu in columns) + mark)
     for w in warnings:

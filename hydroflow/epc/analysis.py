@@ -14,8 +14,10 @@ from hydroflow.epc.readers import Spectrum
 
 PLATEAU_SPREAD = 0.10
 """Largest (max − min)/mean of λ over a plateau."""
-PLATEAU_WIDTH = 3
-"""Broadenings that a plateau spans at least."""
+PLATEAU_POINTS = 3
+PLATEAU_RATIO = 1.5
+"""A plateau holds so many broadenings at least, and its last is so many times the first: by points alone any smooth λ(σ) becomes
+flat when the broadenings lie closely."""
 LAMBDA_MAX = 4.0
 """λ above this asks for a look: lattice instability, or a broadening far off the plateau."""
 
@@ -41,28 +43,32 @@ class Plateau:
     flat: bool
 
 
-def find_plateau(lambdas: Sequence[float], limit: float = PLATEAU_SPREAD, width: int = PLATEAU_WIDTH) -> Plateau | None:
-    """The plateau of λ over ascending broadenings; None with fewer broadenings than its width.
+def find_plateau(sigmas_ry: Sequence[float], lambdas: Sequence[float], limit: float = PLATEAU_SPREAD) -> Plateau | None:
+    """The plateau of λ over ascending broadenings; None where they do not span the width of one.
 
     The plateau at the smallest broadenings counts: towards zero the double-delta sum is noise, and at large broadenings λ
-    levels off too, at the wrong value, because N(E_F) is averaged over the bands. From the first window of `width` that is flat,
-    the plateau goes on as long as it stays flat.
+    levels off too, at the wrong value, because N(E_F) is averaged over the bands. From the first window of least width that is
+    flat, the plateau goes on as long as it stays flat.
     """
-    values = np.asarray(lambdas, float)
+    sigmas, values = np.asarray(sigmas_ry, float), np.asarray(lambdas, float)
     n = len(values)
-    if n < width:
+    windows = []
+    for a in range(n):
+        wide = np.flatnonzero(sigmas >= PLATEAU_RATIO * sigmas[a] * (1 - 1e-6))
+        wide = wide[wide >= a + PLATEAU_POINTS - 1]
+        if len(wide):
+            windows.append((a, int(wide[0])))
+    if not windows:
         return None
 
     def spread(a: int, b: int) -> float:
         part = values[a:b + 1]
         return float((part.max() - part.min()) / part.mean()) if part.mean() > 0 else float("inf")
 
-    windows = [spread(a, a + width - 1) for a in range(n - width + 1)]
-    first = next((a for a, s in enumerate(windows) if s <= limit), None)
-    if first is None:
-        first = int(np.argmin(windows))
-        return Plateau(first, first + width - 1, first + width // 2, windows[first], False)
-    last = first + width - 1
+    first, last = next((w for w in windows if spread(*w) <= limit), (-1, -1))
+    if first < 0:
+        first, last = min(windows, key=lambda w: spread(*w))
+        return Plateau(first, last, (first + last) // 2, spread(first, last), False)
     while last + 1 < n and spread(first, last + 1) <= limit:
         last += 1
     return Plateau(first, last, (first + last) // 2, spread(first, last), True)
@@ -83,6 +89,14 @@ def analyse(
     return rows
 
 
+def reported(rows: Sequence[dict[str, Any]], plateau: Plateau | None) -> int:
+    """The row whose values are reported: the middle of the plateau, else the one with the median λ."""
+    if plateau is not None and rows[plateau.index]["lambda"] > 0:
+        return plateau.index
+    there = [i for i, r in enumerate(rows) if r["lambda"] > 0]
+    return sorted(there, key=lambda i: rows[i]["lambda"])[len(there) // 2]
+
+
 def mu_key(mu_star: float) -> str:
     """How μ* is written as a key of results: ``0.10``; more digits only where they are needed."""
     return f"{mu_star:.2f}" if round(mu_star, 2) == mu_star else f"{mu_star:g}"
@@ -97,6 +111,9 @@ def doubts(rows: Sequence[dict[str, Any]], plateau: Plateau | None, chosen: int)
     if plateau is not None and not plateau.flat:
         out.append(f"lambda has no plateau over the broadening: it varies by {100 * plateau.spread:.0f} % even over its flattest "
                    f"{plateau.last - plateau.first + 1} values (limit {100 * PLATEAU_SPREAD:.0f} %)")
+    if plateau is None and len(rows) > 1 and all(r["sigma_ry"] is not None for r in rows):
+        out.append(f"{len(rows)} broadenings from {rows[0]['sigma_ry']:g} to {rows[-1]['sigma_ry']:g} Ry: too few or too "
+                   f"close for a plateau to be seen (at least {PLATEAU_POINTS}, over a factor of {PLATEAU_RATIO:g})")
     if row["lambda"] > LAMBDA_MAX:
         out.append(f"lambda = {row['lambda']:.2f} is above {LAMBDA_MAX:g}: check for soft modes and the broadening")
     return out

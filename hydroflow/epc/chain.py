@@ -17,6 +17,7 @@ from hydroflow.epc.cost import work
 from hydroflow.epc.inputs import pseudo_name, species
 from hydroflow.epc.jobs import ELPH, SAVE
 from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
+from hydroflow.epc.verdict import METHOD
 from hydroflow.errors import HydroflowError, SettingsError
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
@@ -85,18 +86,19 @@ def collect_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
     engine_version: str, hydrogen_dos_share: float | None = None, label: str = "", pressure_gpa: float | None = None,
 ) -> JobSpec:
-    """The collection of finished q jobs, in the order of q. The limits of the verdict are part of its name."""
+    """The collection of finished q jobs, in the order of q. The limits and the method of the verdict are part of its name."""
     files = {"x.dyn0": scf.outputs["x.dyn0"], "coarse.out": scf.outputs["coarse.out"]}
     for i, job in enumerate(qs, start=1):
         files |= {f"x.dyn{i}": job.outputs["dyn"], f"couplings{i}": job.outputs["couplings"],
                   f"elph{i}.tar.gz": job.outputs[ELPH]}
         if "tetrahedra" in job.outputs:
             files[f"tetrahedra{i}"] = job.outputs["tetrahedra"]
+    loosened = {str(i): job.adjustments["tr2_ph"] for i, job in enumerate(qs, start=1) if "tr2_ph" in (job.adjustments or {})}
     return JobSpec("epc.collect", {
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
-        "limits": limits(),
+        "limits": limits(), "method": METHOD, **({"loosened": loosened} if loosened else {}),
     }, engine_version, files, Resources(1, 0, 3600), label)
 
 
@@ -273,7 +275,7 @@ def _result(c: _Chain, documents: Mapping[str, Job], settings: Protocol, ecutwfc
     out |= {"q_mesh": list(c.grid.q), "k_mesh": list(c.grid.coarse), "k_mesh_dense": list(c.grid.dense),
             "atoms_primitive": len(c.crystal.numbers)}
     if c.qs:
-        out["n_q"] = len(c.qs)
+        out |= {"n_q": len(c.qs), "q_done": sum(documents[k].state == "done" for k in c.qs if k in documents)}
     if c.lowest_thz is not None:
         out["lowest_thz"] = c.lowest_thz
     if done:

@@ -14,6 +14,7 @@ from ase.spacegroup import crystal as build
 from ase.spacegroup.spacegroup import SpacegroupError
 
 from hydroflow.arrays import StructureArrays
+from hydroflow.epc.analysis import mu_key
 from hydroflow.epc.protocols import Protocol, protocol
 from hydroflow.errors import SettingsError
 
@@ -26,7 +27,7 @@ CLOSE = 0.15
 """Relative difference of λ and ω_log between the last two rungs, and from the literature, that counts as agreement."""
 
 COMPARED = ("lambda", "omega_log_k")
-"""What is compared between rungs and with the literature: Tc follows from it."""
+"""What is compared between rungs; with the literature also Tc (Allen–Dynes, first μ*) where the reference has it."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
         before: dict[str, Any] | None = None
+        last: Protocol | None = None
         for rung, found in zip(ladder.rungs, results, strict=True):
             r = found[n]
             row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
@@ -191,17 +193,25 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
                 row[key] = r.get(key)
             done = r["status"] == "done"
             row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]
-            # the same mesh twice (spacings that round alike for this cell) is one rung
-            repeated = bool(before and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh")))
+            # the same calculation twice (spacings that round alike for this cell) is one rung
+            repeated = bool(done and before and last and _same(rung, last)
+                            and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh", "k_mesh_dense")))
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
             row["converged"] = rows[-1]["converged"] if repeated else bool(
                 done and r["usable"] and before and all(_close(r[k], before[k]) for k in COMPARED))
-            known = {k: v for k, v in compound.reference.items() if k in COMPARED}
-            row["agrees"] = all(_close(r[k], v) for k, v in known.items()) if done and known else None
+            known = {k: v for k, v in compound.reference.items() if k in (*COMPARED, "tc_allen_dynes_k")}
+            mine = {**r, "tc_allen_dynes_k": r["tc_k"][mu_key(ladder.mu_star[0])]["allen_dynes"]} if done and known else {}
+            row["agrees"] = all(_close(mine[k], v) for k, v in known.items()) if mine else None
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
-            before = r if done else None
+            before, last = r if done else None, rung
             rows.append(row)
     return rows
+
+
+def _same(one: Protocol, other: Protocol) -> bool:
+    """Whether two rungs differ in name and spacings only."""
+    return replace(one, name="", description="", q_spacing=0.0, k_spacing=0.0) == replace(
+        other, name="", description="", q_spacing=0.0, k_spacing=0.0)
 
 
 def _close(value: float, reference: float) -> bool:

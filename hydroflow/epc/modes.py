@@ -85,9 +85,9 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
     Raises
     ------
     EngineFailure
-        ``missing_q`` for a missing q, ``other_structure`` when files belong to different crystals, ``bad_input`` when they
-        belong to different q points or broadenings, or to a shifted mesh, ``corrupted_output`` for NaN couplings,
-        ``no_fermi_surface`` for an insulator.
+        ``missing_q`` for a missing q, ``other_structure`` when files belong to different crystals or calculations,
+        ``bad_input`` when they belong to different q points or broadenings, or to a shifted mesh, ``corrupted_output`` for NaN
+        couplings, ``no_fermi_surface`` for an insulator.
     """
     if len(couplings) != len(dynamicals) or not couplings:
         raise EngineFailure(FailureCode.missing_q,
@@ -101,6 +101,10 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
         if np.abs(c.q - d.q).max() > 1e-4:
             raise EngineFailure(FailureCode.bad_input,
                                 f"q {i}: the coupling file is for q = {c.q}, the dynamical matrix for {d.q}")
+        apart = np.abs(c.frequencies_k / K_PER_THZ - d.frequencies_thz)
+        if (apart > 0.02 + 0.002 * np.abs(d.frequencies_thz)).any():
+            raise EngineFailure(FailureCode.other_structure, f"q {i}: frequencies of the coupling file and of the dynamical "
+                                f"matrix are up to {apart.max():.2f} THz apart: they belong to different calculations")
         if c.sigma_ry.shape != settings.sigma_ry.shape or np.abs(c.sigma_ry - settings.sigma_ry).max() > 1e-6:
             raise EngineFailure(FailureCode.bad_input, f"q {i} was computed with other broadenings than q 1")
         if unknown_couplings(c, d):
@@ -178,6 +182,9 @@ def read_folder(path: Path) -> ModeCouplings:
     if not files:
         raise DataError(f"{path}: no elph.inp_lambda.* or *.dyn*.elph.* files here; give an alpha2F file or ph.x's folder")
     lists = sorted(root.glob("*.dyn0"))
+    if len(lists) > 1:
+        raise EngineFailure(FailureCode.bad_input, f"{root}: several q lists ({', '.join(p.name for p in lists)}): keep "
+                            "those of one calculation")
     listed = read_q_list(lists[0]) if lists else None
     n = max(files) if listed is None else len(listed.points)
     if missing := [i for i in range(1, n + 1) if i not in files]:
@@ -189,5 +196,8 @@ def read_folder(path: Path) -> ModeCouplings:
         if not found:
             raise EngineFailure(FailureCode.missing_output, f"{root}: no dynamical matrix *.dyn{iq} for {files[iq].name}; it "
                                 "gives the weight of that q")
+        if len(found) > 1:
+            raise EngineFailure(FailureCode.bad_input, f"{root}: several dynamical matrices of q {iq} "
+                                f"({', '.join(sorted(p.name for p in found))}): keep those of one calculation")
         dynamicals.append(read_dynamical(found[0]))
     return combine([read_couplings(files[i]) for i in order], dynamicals, None if listed is None else int(np.prod(listed.grid)))

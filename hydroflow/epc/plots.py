@@ -51,8 +51,7 @@ def spectral_function(result: Mapping[str, Any], spectra: Mapping[str, Any]) -> 
     left = figure.add_subplot()
     w, a2f = np.array(spectra["frequency_thz"]), np.array(spectra["a2f"][i])
     left.fill_between(w, a2f, color="#9db9d6", label="sum over the q mesh", linewidth=0)
-    if spectra["interpolated"]:
-        table = spectra["interpolated"][i]
+    if spectra["interpolated"] and (table := spectra["interpolated"][i])["a2f"]:
         left.plot(table["frequency_thz"], table["a2f"], color="#1f3b5c", lw=1.0, label="interpolated in q")
     if tetrahedra := spectra.get("tetrahedra"):
         left.plot(tetrahedra["frequency_thz"], tetrahedra["a2f"][0], color="#c98a1b", lw=1.0, label="by tetrahedra, without Γ")
@@ -74,8 +73,9 @@ def tc_against_broadening(result: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.0, 4.6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
     top.plot(sigma, [r["lambda"] for r in rows], "o-", ms=4, color="#1f3b5c", label="sum over the q mesh")
-    if all("lambda_interpolated" in r for r in rows):
-        top.plot(sigma, [r["lambda_interpolated"] for r in rows], "s--", ms=3, color="#7a8ea3", label="interpolated in q")
+    if there := [r for r in rows if "lambda_interpolated" in r]:
+        top.plot([r["sigma_ry"] for r in there], [r["lambda_interpolated"] for r in there],
+                 "s--", ms=3, color="#7a8ea3", label="interpolated in q")
     if "tetrahedra" in result:
         top.axhline(result["tetrahedra"]["lambda"], color="#c98a1b", lw=1.0, label="tetrahedra, without Γ")
     top.set_ylabel("λ")

@@ -26,6 +26,12 @@ _UNIT_WORDS = {"ry": "Ry", "rydberg": "Ry", "ha": "Ha", "hartree": "Ha", "thz": 
                "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K"}
 
 
+_FOREIGN_UNITS = ("eV", "mRy", "mHa", "rad", "Hz", "GHz", "a.u.")
+"""Units of frequencies that are none of :data:`UNITS`: named in a comment they must not be read as another one."""
+_HIGHEST_K = 10_000.0
+"""No phonon is as high: the stretching mode of H2, the highest there is, has 6300 K (4400 cm-1)."""
+_LOWEST_K = 30.0
+
 _EPW_NAME = re.compile(r"\.(a2f|a2f_tr|phdos)\.\d\d(\.|$)")
 """Files that EPW writes with phonselfen: number of the electronic smearing, in 5.3 also the temperature; no header."""
 _EPW_OTHER = re.compile(r"\.(a2f_tr|phdos)(_proj|\.\d|$)")
@@ -83,10 +89,11 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     name, named, columns, sigmas, warnings = _table(path, text)
-    native = named[0] if len(named) == 1 else None
+    native = named[0] if len(named) == 1 and named[0] in UNITS else None
     if unit == "auto":
         if native is None:
-            found = f"names several units ({', '.join(named)})" if named else "does not name the unit of its frequencies"
+            found = (f"names several units ({', '.join(named)})" if len(named) > 1 else
+                     f"is in {named[0]}, no unit that is known" if named else "does not name the unit of its frequencies")
             raise UnknownUnit(f"{path}: the file {found}; say which is theirs with --unit ({', '.join(UNITS)})")
         unit = native
     elif native is not None and unit != native:
@@ -101,13 +108,30 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
             unusable.append(j)
             continue
         spectra.append(Spectrum(Coupling.from_spectrum(frequencies, a2f), sigma))
+        warnings += _imaginary_warnings(frequencies, a2f)
+    warnings = list(dict.fromkeys(warnings))
     if unusable:
         where = f"{len(unusable)} of {columns.shape[1] - 1} a2F columns"
         if not spectra:
             raise DataError(f"{path}: {where} hold NaN and none is left; usually an acoustic mode at Gamma had a "
                             "negative squared frequency: read the elph.inp_lambda files instead (hydroflow tc FOLDER)")
         warnings.append(f"{where} hold NaN and were left out")
+    highest = max(s.coupling.max_k for s in spectra)
+    if highest > _HIGHEST_K:
+        raise UnknownUnit(f"{path}: read in {unit}, phonons couple up to {highest:.3g} K, where none can be: give their "
+                          "unit with --unit")
+    if highest < _LOWEST_K:
+        warnings.append(f"read in {unit}, no phonon couples above {highest:.2g} K: is that the unit?")
     return A2FFile(name, unit, spectra, warnings)
+
+
+def _imaginary_warnings(frequencies_k: np.ndarray, a2f: np.ndarray) -> list[str]:
+    below = (frequencies_k < 0) & (a2f != 0)
+    share = np.abs(a2f[below]).sum() / np.abs(a2f).sum() if below.any() else 0.0
+    if share < 1e-4:
+        return []
+    return [f"{100 * share:.2g} % of the integral of a2F lies at negative frequencies, down to "
+            f"{frequencies_k[below].min() / UNITS['THz']:.2f} THz: imaginary modes, left out"]
 
 
 def _folder(path: Path) -> A2FFile:
@@ -238,9 +262,12 @@ def _data(text: str) -> list[str]:
 
 
 def _units_in(comment: str) -> list[str]:
-    """Units named in a comment. K is potassium as often as kelvin: it counts in brackets only."""
-    words = re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|[A-Za-z]+", comment)
-    found = [_UNIT_WORDS[w.lower()] for w in words if w.lower() in _UNIT_WORDS]
+    """Units named in a comment, also those that are not known. K is potassium as often as kelvin: it counts in brackets only.
+    What follows a slash (states/eV) is no unit of frequencies."""
+    comment = re.sub(r"(?<!1)(/\s*[A-Za-z]+)+", " ", comment.replace("rad/", "rad "))
+    words = re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|a\.u\.|[A-Za-z]+", comment)
+    foreign = {u.lower(): u for u in _FOREIGN_UNITS}
+    found = [_UNIT_WORDS.get(w.lower()) or foreign[w.lower()] for w in words if w.lower() in _UNIT_WORDS.keys() | foreign.keys()]
     if re.search(r"[(\[]\s*K\s*[)\]]", comment):
         found.append("K")
     return list(dict.fromkeys(found))

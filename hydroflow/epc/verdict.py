@@ -7,13 +7,13 @@ never under the protocol ``plumbing``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hydroflow.epc.analysis import PLATEAU_WIDTH, Plateau, analyse, find_plateau, mu_key
+from hydroflow.epc.analysis import PLATEAU_POINTS, PLATEAU_RATIO, Plateau, analyse, find_plateau, mu_key, reported
 from hydroflow.epc.coupling import Coupling
 from hydroflow.epc.formulas import METHODS
 from hydroflow.epc.inputs import PREFIX, band_path
@@ -25,6 +25,8 @@ from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowErr
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
+METHOD = 2
+"""Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
 SMEARING_THZ = 0.5
 """Standard deviation with which the modes of the q sum are drawn as a continuous α²F; λ does not depend on it."""
@@ -68,12 +70,14 @@ def summarise(
     rows = _rows(modes, couplings, inputs["mu_stars"])
     interpolated, interpolation_note = _interpolated(folder, len(rows), interpolation_note)
     for row, spectrum in zip(rows, interpolated, strict=False):
+        if spectrum is None:
+            continue
         row["lambda_interpolated"] = _round(spectrum.coupling.lambda_, 5)
         row["omega_log_interpolated_k"] = _round(spectrum.coupling.omega_log_k, 3)
         row["negative_share_interpolated"] = _round(spectrum.coupling.negative / spectrum.coupling.lambda_, 5)
     lowest = _lowest_interpolated(folder)
-    plateau = find_plateau([r["lambda"] for r in rows], bounds["plateau_spread"])
-    chosen = _chosen(rows, plateau)
+    plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows], bounds["plateau_spread"])
+    chosen = reported(rows, plateau)
     row = rows[chosen]
     checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
     checks.append(_interpolated_modes(lowest, interpolation_note, bounds))
@@ -95,7 +99,7 @@ def summarise(
         "acoustic_thz": [_round(float(x), 4) for x in modes.acoustic_thz],
         "imaginary_modes": modes.imaginary(bounds["imaginary_thz"])[:20],
         "hydrogen_dos_share": inputs.get("hydrogen_dos_share"),
-        "limitations": list(LIMITATIONS),
+        "limitations": [*LIMITATIONS, *_loosened(inputs)],
         "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
     }
     spectra = {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
@@ -103,6 +107,13 @@ def summarise(
         result["tetrahedra"] = _rows(tetrahedra, [tetrahedra.coupling(0)], inputs["mu_stars"])[0]
         spectra["tetrahedra"] = _spectra(tetrahedra, [tetrahedra.coupling(0)], [])
     return result, spectra
+
+
+def _loosened(inputs: Mapping[str, Any]) -> list[str]:
+    if not (found := inputs.get("loosened")):
+        return []
+    return [f"q {', '.join(found)} converged only to tr2_ph = {max(found.values()):.0e}, not to the protocol's "
+            f"{inputs['protocol']['tr2_ph']:.0e}"]
 
 
 def _lowest_interpolated(folder: Path) -> dict[str, Any] | None:
@@ -169,22 +180,19 @@ def _rows(modes: ModeCouplings, couplings: list[Coupling | None], mu_stars: list
     return rows
 
 
-def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum], str]:
-    """α²F that matdyn.x interpolated, one per broadening; empty with the reason where there is none."""
+def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum | None], str]:
+    """α²F that matdyn.x interpolated, one per broadening and None where it is unusable (the narrowest may be noise); empty where
+    there is none. With the reason for the first that is missing."""
     if note or not (folder / "a2F.dos1").exists():
         return [], note or "there is no a2F.dos1"
-    try:
-        return [read_a2f(folder / f"a2F.dos{i}").spectra[0] for i in range(1, n + 1)], ""
-    except HydroflowError as error:
-        return [], str(error)
-
-
-def _chosen(rows: list[dict[str, Any]], plateau: Plateau | None) -> int:
-    """The broadening whose values are reported: the middle of the plateau, else the one with the median λ."""
-    if plateau is not None and rows[plateau.index]["lambda"] > 0:
-        return plateau.index
-    there = [i for i, r in enumerate(rows) if r["lambda"] > 0]
-    return sorted(there, key=lambda i: rows[i]["lambda"])[len(there) // 2]
+    found: list[Spectrum | None] = []
+    for i in range(1, n + 1):
+        try:
+            found.append(read_a2f(folder / f"a2F.dos{i}").spectra[0])
+        except HydroflowError as error:
+            found.append(None)
+            note = note or str(error)
+    return found, note
 
 
 def _checks(
@@ -224,7 +232,7 @@ def _checks(
           f"acoustic modes at Gamma are within {abs(worst_acoustic):.2f} THz of zero before the sum rule; they are left out of λ")
     flat = plateau is not None and plateau.flat
     if plateau is None:
-        text = f"fewer than {PLATEAU_WIDTH} broadenings: no plateau can be seen"
+        text = (f"no plateau can be seen: it takes at least {PLATEAU_POINTS} broadenings over a factor of {PLATEAU_RATIO:g}")
     else:
         text = (f"λ varies by {100 * plateau.spread:.0f} % from σ = {rows[plateau.first]['sigma_ry']:g} to "
                 f"{rows[plateau.last]['sigma_ry']:g} Ry" + ("" if flat else ", its flattest stretch: no plateau"))
@@ -257,38 +265,49 @@ def _interpolated_modes(lowest: dict[str, Any] | None, note: str, bounds: Mappin
 
 def _relaxed(folder: Path, pressure_gpa: float | None, bounds: Mapping[str, float]) -> dict[str, Any]:
     """Whether the phonons were computed at the minimum, at the pressure that was asked for, on their own k mesh."""
-    force, there = _force_and_pressure(folder / "coarse.out")
+    force, stress = _force_and_stress(folder / "coarse.out")
     limit = bounds["force_ry_bohr"]
     if force is None:
         text = "pw.x printed no forces"
     else:
         text = f"largest force on an atom {force:.4f} Ry/bohr (limit {limit:g})"
     passed = force is not None and force <= limit
-    if there is not None and pressure_gpa is not None:
-        passed &= abs(there - pressure_gpa) <= bounds["pressure_gpa"]
-        text += f"; pressure {there:.1f} GPa, {pressure_gpa:g} wanted (limit of the difference {bounds['pressure_gpa']:g})"
+    if pressure_gpa is None:
+        text += "; no pressure was asked for"
+    elif stress is None:
+        passed = False
+        text += "; pw.x printed no stress"
+    else:
+        off = float(np.abs(stress - pressure_gpa * np.eye(3)).max())
+        passed &= off <= bounds["pressure_gpa"]
+        text += (f"; pressure {np.trace(stress) / 3:.1f} GPa, {pressure_gpa:g} wanted, no component of the stress off by more "
+                 f"than {off:.1f} (limit {bounds['pressure_gpa']:g})")
     return {"name": "relaxed", "passed": bool(passed), "value": None if force is None else _round(force, 6), "limit": limit,
             "text": text}
 
 
-def _force_and_pressure(path: Path) -> tuple[float | None, float | None]:
-    """Largest force on an atom in Ry/bohr and pressure in GPa, as pw.x printed them last; None where it printed none."""
+def _force_and_stress(path: Path) -> tuple[float | None, np.ndarray | None]:
+    """Largest force on an atom in Ry/bohr and stress (3, 3) in GPa, as pw.x printed them last, positive under pressure; None
+    where it printed none."""
     text = path.read_text(errors="replace") if path.exists() else ""
     _, found, block = text.rpartition("Forces acting on atoms")
     forces = [numbers(line) for line in re.findall(r"atom\s+\d+\s+type\s+\d+\s+force =(.*)", block)] if found else []
     largest = max((float(np.linalg.norm(f)) for f in forces if len(f) == 3), default=None)
-    pressures = re.findall(r"P=\s*([-\d.]+)", text)
-    return largest, float(pressures[-1]) / 10 if pressures else None
+    _, found, block = text.rpartition("total   stress")
+    rows = [numbers(line)[3:6] for line in block.splitlines()[1:4]] if found else []
+    return largest, np.array(rows) / 10 if len(rows) == 3 and all(len(r) == 3 for r in rows) else None
 
 
-def _spectra(modes: ModeCouplings, couplings: list[Coupling | None], interpolated: list[Spectrum]) -> dict[str, Any]:
+def _spectra(modes: ModeCouplings, couplings: list[Coupling | None],
+             interpolated: Sequence[Spectrum | None]) -> dict[str, Any]:
     top = max(float(modes.frequencies_thz.max()) * 1.05, 1.0)
     grid = np.linspace(0, top, GRID_POINTS)
     a2f, running = [], []
     for c in couplings:
         a2f.append([] if c is None else c.spectrum(grid * K_PER_THZ, SMEARING_THZ * K_PER_THZ).round(6).tolist())
         running.append([] if c is None else c.cumulative(grid * K_PER_THZ).round(6).tolist())
-    tables = [{"frequency_thz": (s.coupling.frequencies_k / K_PER_THZ).round(5).tolist(),
+    tables = [{"frequency_thz": [], "a2f": []} if s is None else
+              {"frequency_thz": (s.coupling.frequencies_k / K_PER_THZ).round(5).tolist(),
                "a2f": (0.5 * s.coupling.weights * s.coupling.frequencies_k
                        / np.gradient(s.coupling.frequencies_k)).round(6).tolist()} for s in interpolated]
     return {"frequency_thz": grid.round(5).tolist(), "sigma_ry": modes.sigma_ry.tolist(), "a2f": a2f, "lambda": running,

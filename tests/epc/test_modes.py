@@ -74,7 +74,8 @@ def test_a_soft_optical_mode_below_the_acoustic_noise_is_not_taken_for_acoustic(
     order = [3, 4, 5, 0, 1, 2, *range(6, 12)]
     matrix = (vectors * values) @ vectors.conj().T * np.outer(root, root)
     shape = np.where(np.arange(12) < 3, soft, c.omega2_ry2[order])
-    modes = combine([replace(c, omega2_ry2=shape, gamma_ghz=c.gamma_ghz[:, order])], [replace(d, matrix=matrix)])
+    modes = combine([replace(c, omega2_ry2=shape, gamma_ghz=c.gamma_ghz[:, order])], [replace(
+        d, matrix=matrix, frequencies_thz=np.sign(shape) * np.sqrt(np.abs(shape)) * K_PER_RYDBERG / K_PER_THZ)])
     assert modes.acoustic_gamma[0].tolist() == [False] * 3 + [True] * 3 + [False] * 6
     assert modes.lowest_thz == pytest.approx(-0.3, abs=1e-3) and len(modes.imaginary(0.2)) == 3
     assert modes.acoustic_thz == pytest.approx(np.sqrt(c.omega2_ry2[:3]) * K_PER_RYDBERG / K_PER_THZ)
@@ -160,6 +161,19 @@ def test_stars_must_fill_the_mesh(h3s):
 def test_stars_that_reach_beyond_the_mesh_are_those_of_a_shifted_one(h3s):
     (h3s / "x.dyn0").write_text((h3s / "x.dyn0").read_text().replace("2   2   2", "1   1   2", 1))
     with failure(FailureCode.bad_input, "lshift_q"):
+        read_folder(h3s)
+
+
+def test_files_of_two_calculations_are_refused(h3s):
+    shutil.copy(h3s / "x.dyn2", h3s / "y.dyn2")
+    with failure(FailureCode.bad_input, "x.dyn2, y.dyn2"):
+        read_folder(h3s)
+    (h3s / "y.dyn2").unlink()
+    lines = (h3s / "elph_dir" / "elph.inp_lambda.2").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if i and len(numbers(line)) >= 5)
+    lines[at] = "  ".join(f"{4 * x:.6e}" for x in numbers(lines[at]))
+    (h3s / "elph_dir" / "elph.inp_lambda.2").write_text("\n".join(lines) + "\n")
+    with failure(FailureCode.other_structure, "THz apart"):
         read_folder(h3s)
 
 

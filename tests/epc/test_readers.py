@@ -76,7 +76,8 @@ def test_lambda_x_alpha2f():
 
 def test_elk():
     found = read_a2f(DATA / "al_elk" / "ALPHA2F.OUT")
-    assert found.format == "Elk ALPHA2F.OUT" and found.warnings == []
+    assert found.format == "Elk ALPHA2F.OUT"
+    assert [w for w in found.warnings if "at negative frequencies, down to -1.18 THz" in w] == found.warnings != []
     # λ, ω_log and ω̄₂ as Elk prints them, in Ha
     stated = [float(line.split(":")[1]) for line in (DATA / "al_elk" / "MCMILLAN.OUT").read_text().splitlines() if ":" in line]
     coupling = found.spectra[0].coupling
@@ -241,8 +242,27 @@ def test_text_without_a_unit_is_refused(tmp_path, table):
         read_a2f(tmp_path / "a2f.dat")
 
 
+def test_text_in_a_unit_that_is_not_known_is_refused(tmp_path, table):
+    np.savetxt(tmp_path / "a2f.dat", table, header="frequency (mRy), a2F; DOS in states/eV")
+    with pytest.raises(UnknownUnit, match=r"is in mRy.*--unit"):
+        read_a2f(tmp_path / "a2f.dat")
+
+
+def test_frequencies_that_no_phonon_has_are_refused(tmp_path, table):
+    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS["meV"], 1])
+    with pytest.raises(UnknownUnit, match="where none can be"):
+        read_a2f(tmp_path / "a2f.dat", "Ha")
+
+
+def test_imaginary_modes_of_a_table_are_told(tmp_path, table):
+    below = np.column_stack([-table[::-1, 0] - table[0, 0] - 1e-6, table[::-1, 1]])
+    np.savetxt(tmp_path / "a2f.dat", np.vstack([below, table]), header="omega (Ry)")
+    assert any("50 % of the integral of a2F lies at negative" in w for w in read_a2f(tmp_path / "a2f.dat").warnings)
+
+
 @pytest.mark.parametrize(("header", "named"), [
-    ("DOS in states/Ry, omega (THz)", "Ry, THz"), ("w (meV), lambda at (K)", "meV, K")])
+    ("smearing 0.02 Ry, omega (THz)", "Ry, THz"), ("omega [eV], smeared by 0.5 meV", "eV, meV"),
+    ("omega (rad/ps), smearing 0.02 Ry", "rad, Ry"), ("w (meV), lambda at (K)", "meV, K")])
 def test_text_that_names_several_units_is_refused(tmp_path, table, header, named):
     np.savetxt(tmp_path / "a2f.dat", table, header=header)
     with pytest.raises(UnknownUnit, match=rf"several units \({named}\).*--unit"):
