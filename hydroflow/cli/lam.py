@@ -55,6 +55,16 @@ def datasets() -> None:
     """Versions of the labelled frames."""
 
 
+def _medians(frames: Any) -> str:
+    """What shows a wrong unit at a glance."""
+    import numpy as np
+
+    force = np.linalg.norm(frames.atom_columns["forces_ev_a"], axis=1)
+    per_atom = {"energy (eV/atom)": frames.columns["energy_ev"] / frames.counts, "force (eV/Å)": force,
+                "pressure (GPa)": frames.columns["pressure_gpa"], "volume (Å³/atom)": frames.volumes / frames.counts}
+    return ", ".join(f"{name} {float(np.median(values)):.4g}" for name, values in per_atom.items())
+
+
 @datasets.command("list")
 @click.option("--campaign", help="of this campaign only")
 @click.option("--json", "as_json", is_flag=True)
@@ -144,7 +154,10 @@ def import_dataset(path: Path, fmt: str, campaign: str, label_settings: str | No
     with open_store() as store:
         joined = _one(Dataset, parent, "dataset").digest if parent else None
         digest = build_dataset(store, campaign_name(campaign), frames, joined, pressure_gpa)
-    click.echo(f"{len(frames)} frames imported; dataset {digest}")
+        before = Dataset.objects.get(digest=joined).frames if joined else 0
+        new = Dataset.objects.get(digest=digest).frames - before
+    click.echo(f"{len(frames)} frames read, {new} of them new; dataset {digest}\n"
+               f"medians: {_medians(frames)}")
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ TEST_SHARE = 0.1
 VALIDATION_SHARE = 0.1
 _LARGEST_HELD_OUT = 0.15
 COLUMNS = ("energy_ev", "virial_ev", "pressure_gpa", "label_settings", "source")
+SAME_ENERGY_EV = 1e-3
+SAME_FORCE_EV_A = 0.05
+"""Per atom, and per component: labels of one geometry that differ by more are two answers, not two runs."""
 _MAX_FORCE_EV_A = 500.0
 _MAX_PRESSURE_GPA = 3000.0
 _LEAST_MEDIAN_PRESSURE_GPA = -20.0
@@ -248,12 +251,7 @@ def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, par
                             f"'{manifest['label_settings']}'; never mix levels of theory")
         old = _read_parts(store.objects, manifest)
         check_energies(old, frames)
-    seen = set(old.digests())
-    fresh = []
-    for i, digest in enumerate(frames.digests()):
-        if digest not in seen:
-            seen.add(digest)
-            fresh.append(i)
+    fresh = _fresh(old, frames)
     new = StructureArrays.concatenate([frames[fresh]]) if fresh else StructureArrays.empty()
     new.columns = {k: v for k, v in new.columns.items() if k in COLUMNS}
     new.atom_columns = {k: v for k, v in new.atom_columns.items() if k == "forces_ev_a"}
@@ -277,6 +275,30 @@ def build_dataset(store: Store, campaign_name: str, frames: StructureArrays, par
         Dataset(digest=digest, campaign=campaign_name, parent=parent, label_settings=settings, frames=len(everything),
                 counts=body["counts"], split=body["split"], parts=parts).save()
     return digest
+
+
+def _fresh(old: StructureArrays, frames: StructureArrays) -> list[int]:
+    """Indices of the frames that are neither in `old` nor earlier among `frames`.
+
+    Raises
+    ------
+    DataError
+        when a frame is there with another label: one of the two is wrong.
+    """
+    seen = {d: (old, i) for i, d in enumerate(old.digests())}
+    fresh = []
+    for i, digest in enumerate(frames.digests()):
+        if digest not in seen:
+            seen[digest] = (frames, i)
+            fresh.append(i)
+            continue
+        others, k = seen[digest]
+        energy = abs(frames.columns["energy_ev"][i] - others.columns["energy_ev"][k]) / frames.counts[i]
+        force = np.abs(frames[i].atom_columns["forces_ev_a"] - others[k].atom_columns["forces_ev_a"]).max()
+        if energy > SAME_ENERGY_EV or force > SAME_FORCE_EV_A:
+            raise DataError(f"frame {i} ({frames.formulas()[i]}) is there already with another label: {1e3 * energy:.3g} "
+                            f"meV/atom and {force:.3g} eV/Å apart; drop the wrong one, or begin a dataset without it")
+    return fresh
 
 
 def read_manifest(objects: ObjectStore, digest: str) -> dict[str, Any]:

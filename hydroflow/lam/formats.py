@@ -198,6 +198,11 @@ def _read_dpdata(path: Path, fmt: str) -> StructureArrays:
     folders = sorted(p.parent for p in path.rglob("type.raw"))
     if not folders:
         raise DataError(f"{path}: no type.raw below it, so not deepmd data")
+    mixed = next(path.rglob("real_atom_types.npy"), None)
+    if fmt == "deepmd/npy" and mixed is not None:
+        # its type.raw holds a placeholder: every atom would be of the first type
+        raise DataError(f"{path} is in deepmd's mixed-type layout ({mixed.parent.name}/{mixed.name}); import it as "
+                        "deepmd/npy/mixed")
     if fmt == "deepmd/npy/mixed":
         systems = dpdata.MultiSystems()
         systems.load_systems_from_file(str(path), fmt="deepmd/npy/mixed")

@@ -14,13 +14,14 @@ from hydroflow.errors import DataError
 from hydroflow.lam.backend import import_deepmd
 
 log = logging.getLogger(__name__)
-_ANGLES_AT_ONCE = 2e6
-"""Pairs of neighbours evaluated together by a descriptor with angles: some hundred bytes each, so about a gigabyte."""
+_PAIRS_AT_ONCE = {"cpu": 2e6, "cuda": 2e7}
+"""Pairs of neighbours of an atom evaluated together by a descriptor with angles or attention: some hundred bytes each, so about a
+gigabyte on a CPU."""
 
 
 def deepmd_kernel(params: Mapping[str, Any], state: Mapping[str, Any], device: str) -> Kernel:
     """What evaluates a checkpoint: deepmd-kit's graph where the descriptor has one (DPA-1, DPA-2), else its lists of neighbours
-    (DPA-3 in deepmd-kit 3.2).
+    (DPA-3 in deepmd-kit 3.2). DPA-1 with attention goes by lists too: on the graph every pair of neighbours takes 6 kB.
 
     Parameters
     ----------
@@ -38,6 +39,8 @@ def deepmd_kernel(params: Mapping[str, Any], state: Mapping[str, Any], device: s
     if getattr(network.atomic_model, "descriptor", None) is None or not network.atomic_model.mixed_types():
         raise DataError(f"hydroflow cannot evaluate this {params['descriptor'].get('type')} model; train one with the descriptor "
                         "settings that hydroflow writes")
+    if params["descriptor"].get("attn_layer", 0) and params["descriptor"]["type"] in ("dpa1", "se_atten"):
+        return ListKernel(network, device, pairs=True)
     graph = as_graph(network)
     if getattr(graph.atomic_model.descriptor, "uses_graph_lower", lambda: False)():
         return GraphKernel(graph, device)
@@ -80,7 +83,7 @@ class Kernel(ABC):
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Energies (n,) in eV, forces (N, 3) in eV/Å and virials (n, 3, 3) in eV of structures given as edges.
 
-        Out of GPU memory, the batch is halved and goes on; later batches are not tried larger. A structure that does not fit
+        Out of memory, the batch is halved and goes on; later batches are not tried larger. A structure that does not fit
         alone gets NaN, and costs no other its answer. The error is raised where nothing fits, or no more what did before:
         then the memory is taken by somebody else.
         """
@@ -97,11 +100,14 @@ class Kernel(ABC):
                                                 neighbour[e0:e1] - np.int32(a), vector[e0:e1]))
                     self.fitted = max(self.fitted, int(b - a))
                     continue
-                except self.torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not _out_of_memory(error):
+                        raise
                     if lone and (b - a <= self.fitted or (not self.fitted and last == len(offsets) - 1)):
                         raise
                     log.warning("%d atoms do not fit into the memory of the %s: %s", b - a, self.device, error)
-                    self.torch.cuda.empty_cache()
+                    if self.device != "cpu":
+                        self.torch.cuda.empty_cache()
                     if not lone:
                         self.most_atoms = min(self.most_atoms, (b - a) // 2)
             if lone:
@@ -114,6 +120,13 @@ class Kernel(ABC):
     @abstractmethod
     def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has a type for a GPU's memory only; a CPU's allocator says it in words."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 class GraphKernel(Kernel):
@@ -141,11 +154,12 @@ class ListKernel(Kernel):
     give forces and virial, and structures cannot see each other.
     """
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str, pairs: bool = False) -> None:
+        """`pairs`: whether the descriptor treats all pairs of neighbours of an atom (attention)."""
         super().__init__(model, device)
         self.limit = int(model.get_nsel())
-        inner = getattr(getattr(model.atomic_model.descriptor, "repflows", None), "a_sel", 0)
-        self.most_atoms = _ANGLES_AT_ONCE / max(inner**2, self.limit)
+        inner = self.limit if pairs else getattr(getattr(model.atomic_model.descriptor, "repflows", None), "a_sel", 0)
+        self.most_atoms = _PAIRS_AT_ONCE[device] / max(inner**2, self.limit)
 
     def _evaluate(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
                   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

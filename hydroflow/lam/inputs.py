@@ -12,6 +12,8 @@ from typing import Any
 
 from hydroflow.campaign import Model
 
+_SAVE_FREQ = 2000
+"""Most steps between two checkpoints: what a kill can cost, minutes whatever the length of the training."""
 _NEIGHBOUR_DENSITY_A3 = 0.55
 """Neighbours per Å³ that the network is dimensioned for: solid hydrogen near 250 GPa has 0.5, random hydrides no more."""
 
@@ -130,7 +132,7 @@ def training_input(
         "training_data": {"systems": list(train), "batch_size": model.batch_size, "auto_prob": "prob_sys_size"},
         "numb_steps": steps, "seed": seed, "gradient_max_norm": 5.0,
         "disp_file": "lcurve.out", "disp_freq": max(1, steps // 40),
-        "save_freq": max(50, steps // 10), "save_ckpt": "model.ckpt", "max_ckpt_keep": 2,
+        "save_freq": min(max(50, steps // 10), _SAVE_FREQ), "save_ckpt": "model.ckpt", "max_ckpt_keep": 2,
     }
     if validation:
         training["validation_data"] = {"systems": list(validation), "batch_size": model.batch_size, "numb_btch": 1}

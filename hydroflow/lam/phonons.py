@@ -147,7 +147,7 @@ def _without_acoustic(q: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
 
 # ---- jobs -----------------------------------------------------------------------------------------------------------
 def phonon_specs(model_digest: str, arrays: StructureArrays, supercell_length_a: float, per_job: int,
-                 objects: ObjectStore | None = None, cores: int = 1, wall_time_s: int = 7200) -> list[JobSpec]:
+                 objects: ObjectStore | None = None, cores: int = 1, wall_time_s: int = 7200, gpus: int = 0) -> list[JobSpec]:
     """Jobs that compute the minimum frequencies of structures, `per_job` of them each, in order.
 
     Parameters
@@ -175,7 +175,7 @@ def phonon_specs(model_digest: str, arrays: StructureArrays, supercell_length_a:
             kind=Phonons.kind, engine=ENGINE, label=f"phonons of {len(part)} structures",
             inputs={"supercell_length_a": float(supercell_length_a), "structures": len(part)},
             files={"model.pt": model_digest, "structures.parquet": objects.put(bare.to_parquet())},
-            resources=Resources(cores=cores, wall_time_s=wall_time_s)))
+            resources=Resources(cores=cores, gpus=gpus, wall_time_s=wall_time_s)))
     return specs
 
 

@@ -16,7 +16,7 @@ from hydroflow.campaign import Relaxation
 from hydroflow.errors import DataError
 from hydroflow.lam import optimizers, symmetry
 from hydroflow.lam.model import LamModel
-from hydroflow.units import GPA_A3_EV
+from hydroflow.units import EV_A3_GPA, GPA_A3_EV
 
 STATUSES = ("converged", "max_steps", "atoms_too_close", "exploded", "non_finite")
 _MAX_VOLUME_RATIO = 2.5
@@ -37,10 +37,12 @@ class RelaxResult:
     ----------
     relaxed : StructureArrays
         In the order of the input, whose columns are carried over, with ``energy_ev``, ``enthalpy_ev`` (eV per cell),
-        ``fmax_ev_a``, ``steps``, ``converged``, ``status`` and ``pressure_gpa``. A broken structure (status
+        ``fmax_ev_a``, ``stress_off_gpa`` (largest component of the stress beside the pressure asked for), ``steps``,
+        ``converged``, ``status`` and ``pressure_gpa``. A broken structure (status
         ``atoms_too_close``, ``exploded``, ``non_finite``) has NaN energies and its last geometry.
     frames : StructureArrays or None
-        Recorded geometries with ``parent`` (index into the input), ``step``, ``energy_ev``, ``pressure_gpa`` and ``id``.
+        Recorded geometries with ``parent`` (index into the input), ``step``, ``energy_ev``, ``fmax_ev_a``, ``stress_off_gpa``,
+        ``pressure_gpa`` and ``id``: the line of convergence of each structure.
     evaluations : int
         Structures evaluated in all.
     """
@@ -59,6 +61,8 @@ class _Recorder:
     parent: list[int] = field(default_factory=list)
     step: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
+    fmax: list[float] = field(default_factory=list)
+    stress_off: list[float] = field(default_factory=list)
 
     def frames(self, arrays: StructureArrays, pressures: np.ndarray) -> StructureArrays:
         parent = np.array(self.parent, np.int64)
@@ -68,7 +72,8 @@ class _Recorder:
                                          [self.cells[k] for k in order])
         parent = parent[order]
         out.columns = {"parent": parent, "step": np.array(self.step, np.int64)[order],
-                       "energy_ev": np.array(self.energy, float)[order], "pressure_gpa": pressures[parent]}
+                       "energy_ev": np.array(self.energy, float)[order], "fmax_ev_a": np.array(self.fmax, float)[order],
+                       "stress_off_gpa": np.array(self.stress_off, float)[order], "pressure_gpa": pressures[parent]}
         if "id" in arrays.columns:
             out.columns["id"] = arrays.columns["id"][parent]
         return out
@@ -130,7 +135,7 @@ class _Final:
         self.fractional = arrays.fractional.copy()
         self.cells = arrays.cells.copy()
         self.energy = np.full(n, np.nan)
-        self.fmax = np.full(n, np.nan)
+        self.fmax, self.stress_off = np.full(n, np.nan), np.full(n, np.nan)
         self.steps = np.zeros(n, np.int64)
         self.status = np.full(n, "max_steps", dtype="U16")
 
@@ -141,7 +146,8 @@ class _Final:
         out.columns.pop("virial_ev", None)  # belonged to the unrelaxed structure
         out.columns |= {
             "energy_ev": self.energy, "enthalpy_ev": self.energy + pressures * GPA_A3_EV * out.volumes, "fmax_ev_a": self.fmax,
-            "steps": self.steps, "converged": self.status == "converged", "status": self.status, "pressure_gpa": pressures,
+            "stress_off_gpa": self.stress_off, "steps": self.steps, "converged": self.status == "converged",
+            "status": self.status, "pressure_gpa": pressures,
         }
         return out
 
@@ -234,6 +240,9 @@ class _Batch:
             symmetry.project(slots, self.counts, self.g, self.fmax, self.first_operation, self.rotations, self.first_image,
                              self.images)
         fmax, steps = self.fmax[slots], self.steps[slots]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            stress = virials / volumes[:, None, None] - self.pressures[slots][:, None, None] * np.eye(3)
+        stress_off = EV_A3_GPA * np.abs(stress).max(axis=(1, 2))
         status = np.full(len(slots), "", dtype="U16")
         status[steps >= settings.max_steps] = "max_steps"
         status[fmax < settings.fmax_ev_a] = "converged"
@@ -253,12 +262,14 @@ class _Batch:
                 recorder.parent.append(int(self.owner[slots[q]]))
                 recorder.step.append(int(steps[q]))
                 recorder.energy.append(float(energy[q]))
+                recorder.fmax.append(float(fmax[q]))
+                recorder.stress_off.append(float(stress_off[q]))
         for q in finished:
             k = self.owner[slots[q]]
             out = slice(self.arrays.offsets[k], self.arrays.offsets[k + 1])
             final.fractional[out] = fractional[offsets[q]:offsets[q + 1]]
             final.cells[k] = cells[q]
-            final.status[k], final.steps[k], final.fmax[k] = status[q], steps[q], fmax[q]
+            final.status[k], final.steps[k], final.fmax[k], final.stress_off[k] = status[q], steps[q], fmax[q], stress_off[q]
             if status[q] in ("converged", "max_steps"):
                 final.energy[k] = energy[q]
         moving = slots[status == ""]

@@ -40,6 +40,8 @@ from hydroflow.store import Store, open_objects
 from hydroflow.store.documents import Dataset, Job, ModelRecord
 
 ENGINE = engine_version()
+TRAIN_SAMPLE = 2000
+"""Most frames of the training split that a model's errors are given for."""
 METHOD = 2
 """Version of hydroflow's own rules in the keys of ``lam.train``, ``learning.explore`` and ``search.shard``: loss weights,
 network sizes and training input (inputs.py), padding and split of the data, relaxation (relax.py, optimizers.py), deviation and
@@ -170,8 +172,8 @@ class Train(PythonEngine):
                 state.restart(folder)
         shutil.copyfile(steps[-1], folder / "model.pt.part")
         _slim(folder / "model.pt.part", folder / "model.pt")
-        trained = LamModel.load(folder / "model.pt", device="cpu")
-        metrics = {s: errors(trained, splits[s]) for s in ("train", "validation", "test")}
+        trained = LamModel.load(folder / "model.pt")
+        metrics = {s: errors(trained, _sample(splits[s]) if s == "train" else splits[s]) for s in ("train", "validation", "test")}
         held_out = metrics[judged]
         if not all(math.isfinite(held_out.get(k, 0.0)) for k in ("energy_mev_atom", "force_mev_a")):
             raise EngineFailure(FailureCode.training_diverged, "the trained model gives energies or forces that are not finite")
@@ -248,7 +250,7 @@ class _Start:
         return read_checkpoint(self.path, self.branch)[1]
 
     def model(self) -> LamModel:
-        return LamModel.load(self.path, head=self.branch, device="cpu")
+        return LamModel.load(self.path, head=self.branch)
 
     def check(self, model: Model, train: StructureArrays) -> str | None:
         """``new elements`` when the data have elements that the checkpoint was not trained on.
@@ -365,11 +367,19 @@ def checkpoints(folder: Path) -> list[Path]:
     for path in sorted(folder.glob("model.ckpt-*.pt"), key=_step):
         try:
             read_checkpoint(path)
-        except DataError:
-            path.unlink()
+        except DataError as error:
+            if not isinstance(error.__cause__, (OSError, MemoryError)):  # these may pass: the file is not to blame
+                path.unlink()
         else:
             out.append(path)
     return out
+
+
+def _sample(frames: StructureArrays) -> StructureArrays:
+    """At most :data:`TRAIN_SAMPLE` of them, the same every time: enough for the error on what was trained on."""
+    if len(frames) <= TRAIN_SAMPLE:
+        return frames
+    return frames[np.sort(np.random.default_rng(0).choice(len(frames), TRAIN_SAMPLE, replace=False))]
 
 
 def _slim(source: Path, target: Path) -> None:

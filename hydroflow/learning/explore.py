@@ -1,5 +1,5 @@
 """Exploration: relax random structures with the ensemble's first model and measure the force deviation of all models
-along every frame of every trajectory. One job covers a shard of structures at one pressure.
+along every frame of every trajectory. One job covers the structures at one pressure, block by block.
 
 What the deviation means is measured first, on the labelled frames that the models were not trained on
 (:mod:`hydroflow.lam.calibration`); on request the trust window is placed by it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.lam.calibration import LEAST_FRAMES, Calibration, calibrate
-from hydroflow.lam.ensemble import Ensemble
+from hydroflow.lam.ensemble import Deviation, Ensemble
 from hydroflow.lam.relax import relax
 from hydroflow.lam.train import METHOD, dataset_files, read_splits
 from hydroflow.learning.requests import draw_requests
@@ -30,6 +31,8 @@ from hydroflow.structures import Failure, Request, generate
 CLASSES = ("accurate", "candidate", "unreliable", "unphysical")
 KEPT_FRAMES = 2000
 """Most frames a job brings back for selection: candidates, and where they are fewer the least unreliable frames."""
+BLOCK_STRUCTURES = 500
+"""Structures relaxed and judged between two checkpoints: bounds memory (all their frames) and the work that a kill can cost."""
 CALIBRATION_FRAMES = 1000
 """Most held-out frames that the deviation is compared with true errors on."""
 
@@ -98,7 +101,8 @@ def seed_of(campaign: Campaign, *parts: Any) -> int:
 
 
 class Explore(PythonEngine):
-    """Engine of ``learning.explore`` jobs."""
+    """Engine of ``learning.explore`` jobs. Structures go in blocks, each written when it is done, so that a killed job goes on
+    where it was."""
 
     kind = "learning.explore"
     output_names = ("frames.parquet", "relaxed.parquet")
@@ -124,37 +128,40 @@ class Explore(PythonEngine):
         generated = time.time()
 
         ensemble = Ensemble.load(sorted(folder.glob("model_*.pt")))
-        result = relax(
-            ensemble.models[0], structures, pressure, Relaxation.model_validate(inputs["relaxation"]), record="all"
-        )
-        frames = result.frames
-        assert frames is not None
-        relaxed_at = time.time()
-
-        deviation = ensemble.deviation(frames)
         wanted = inputs.get("trust_error_ev_a")
         calibration = calibrated(ensemble, folder, wanted or inputs["trust"][0])
         low, high = (calibration.trust_low_ev_a, calibration.trust_high_ev_a) if wanted and calibration else inputs["trust"]
+        relaxation = Relaxation.model_validate(inputs["relaxation"])
+        kept, relaxed, judged = [], [], []
+        for n, first in enumerate(range(0, len(structures), BLOCK_STRUCTURES)):
+            block = folder / f"block-{n:05d}"
+            done = block / "deviation.npz"
+            if not done.exists():
+                block.mkdir(exist_ok=True)
+                rng = np.random.default_rng([inputs["seed"], n] if n else inputs["seed"])
+                _explore(ensemble, structures[first:first + BLOCK_STRUCTURES], pressure, relaxation, (low, high), rng, block)
+            kept.append(StructureArrays.from_parquet((block / "frames.parquet").read_bytes()))
+            relaxed.append(StructureArrays.from_parquet((block / "relaxed.parquet").read_bytes()))
+            with np.load(done) as found:
+                judged.append({k: found[k] for k in found.files})
+        seconds = {k: float(sum(b.pop(f"seconds_{k}") for b in judged)) for k in ("relax", "deviation")}
+        deviation = Deviation(**{k: np.concatenate([b[k] for b in judged]) for k in judged[0]})
         labels = deviation.classify(low, high)
-        frames.columns["max_deviation_ev_a"] = deviation.max_force_ev_a
-        rng = np.random.default_rng(inputs["seed"])
-        chosen = np.flatnonzero(labels == "candidate")
-        if len(chosen) > KEPT_FRAMES:
-            chosen = np.sort(rng.choice(chosen, KEPT_FRAMES, replace=False))
-        unreliable = np.flatnonzero(labels == "unreliable")
-        least = unreliable[np.argsort(deviation.max_force_ev_a[unreliable], kind="stable")]
-        chosen = np.sort(np.concatenate([chosen, least[: KEPT_FRAMES - len(chosen)]]))
-        (folder / "frames.parquet").write_bytes(frames[chosen].to_parquet())
 
-        final = result.relaxed
-        final.columns["enthalpy_deviation_ev"] = ensemble.deviation(final).enthalpy_ev_atom
+        frames = StructureArrays.concatenate(kept)
+        if len(frames):
+            largest = frames.columns["max_deviation_ev_a"]
+            rows = _worth(np.where(largest > high, "unreliable", "candidate"), largest, np.random.default_rng(inputs["seed"]))
+            frames = frames[rows]
+        (folder / "frames.parquet").write_bytes(frames.to_parquet())
+        final = StructureArrays.concatenate(relaxed)
         (folder / "relaxed.parquet").write_bytes(final.to_parquet())
         physical = labels != "unphysical"
         status, n_status = np.unique(final.columns["status"].astype(str), return_counts=True)
         return {
             "structures": len(structures),
             "not_generated": [str(f) for f in impossible[:20]],
-            "frames": len(frames),
+            "frames": len(labels),
             "classes": {c: int((labels == c).sum()) for c in CLASSES},
             "trust": [low, high],
             "calibration": calibration.measured() if calibration else None,
@@ -170,12 +177,39 @@ class Explore(PythonEngine):
                 )
                 if physical.any()
             },
-            "seconds": {
-                "generate": generated - started,
-                "relax": relaxed_at - generated,
-                "deviation": time.time() - relaxed_at,
-            },
+            "seconds": {"generate": generated - started, **seconds},
         }
+
+
+def _explore(ensemble: Ensemble, structures: StructureArrays, pressure_gpa: float, relaxation: Relaxation,
+             trust: tuple[float, float], rng: np.random.Generator, folder: Path) -> None:
+    """Relax a block and judge its frames; ``deviation.npz`` comes last, so that a block with one is whole."""
+    started = time.time()
+    result = relax(ensemble.models[0], structures, pressure_gpa, relaxation, record="all")
+    frames, relaxed_at = result.frames, time.time()
+    assert frames is not None
+    deviation = ensemble.deviation(frames)
+    frames.columns["max_deviation_ev_a"] = deviation.max_force_ev_a
+    rows = _worth(deviation.classify(*trust), deviation.max_force_ev_a, rng)
+    (folder / "frames.parquet").write_bytes(frames[rows].to_parquet())
+    final = result.relaxed
+    final.columns["enthalpy_deviation_ev"] = ensemble.deviation(final).enthalpy_ev_atom
+    (folder / "relaxed.parquet").write_bytes(final.to_parquet())
+    with (folder / "deviation.part").open("wb") as file:
+        np.savez(file, seconds_relax=relaxed_at - started, seconds_deviation=time.time() - relaxed_at,
+                 **{f.name: getattr(deviation, f.name) for f in fields(deviation)})
+    (folder / "deviation.part").replace(folder / "deviation.npz")
+
+
+def _worth(labels: np.ndarray, max_deviation_ev_a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of the frames that are kept for selection: at most :data:`KEPT_FRAMES` candidates at random, and where they are
+    fewer the least unreliable frames."""
+    chosen = np.flatnonzero(labels == "candidate")
+    if len(chosen) > KEPT_FRAMES:
+        chosen = np.sort(rng.choice(chosen, KEPT_FRAMES, replace=False))
+    unreliable = np.flatnonzero(labels == "unreliable")
+    least = unreliable[np.argsort(max_deviation_ev_a[unreliable], kind="stable")]
+    return np.sort(np.concatenate([chosen, least[: KEPT_FRAMES - len(chosen)]]))
 
 
 def calibrated(ensemble: Ensemble, folder: Path, wanted_error_ev_a: float) -> Calibration | None:

@@ -167,7 +167,7 @@ def phonons(work: Screening, rows: np.ndarray, threshold: float) -> Measured:
     per_job = int(np.clip(-(-len(asked) // PHONON_JOBS), *PHONONS_PER_JOB))
     jobs = work.run(phonon_specs(
         work.model_digest, work.structures[rows[asked]], campaign.funnel.phonon_mesh_a, per_job, work.store.objects,
-        campaign.model.cores), "phonons") if len(asked) else []
+        campaign.model.cores, campaign.model.wall_time_s, campaign.model.gpus), "phonons") if len(asked) else []
     reasons, fields = {}, {}
     for j, k in enumerate(asked.tolist()):
         job = jobs[j // per_job]

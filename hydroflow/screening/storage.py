@@ -31,7 +31,7 @@ def compact(arrays: StructureArrays) -> StructureArrays:
     return out
 
 
-_SINGLE = ("fmax_ev_a", "pressure_gpa")
+_SINGLE = ("fmax_ev_a", "stress_off_gpa", "pressure_gpa")
 _SHORT = ("steps", "spacegroup", "requested_spacegroup", "natoms")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from hydroflow.arrays import StructureArrays
-from hydroflow.campaign import Relaxation
+from hydroflow.campaign import Model, Relaxation
 from hydroflow.errors import DataError
 from hydroflow.lam import LamModel, relax
 from hydroflow.lam.backend import import_deepmd
 from hydroflow.lam.dpa1_cpu import Dpa1Cpu
 from hydroflow.lam.ensemble import Ensemble
 from hydroflow.lam.graph import GraphKernel, Kernel, ListKernel, as_graph, rebuilt
+from hydroflow.lam.inputs import training_input
 from hydroflow.lam.metrics import errors
 from hydroflow.lam.model import read_checkpoint
 from tests.lam.labelled import frames as labelled
@@ -75,6 +77,30 @@ def test_deepmd_kits_networks_agree_on_a_ragged_batch(kernel: Callable[[Path], K
     np.testing.assert_allclose(a.energy_ev, b.energy_ev, atol=2e-4)
     np.testing.assert_allclose(a.forces_ev_a, b.forces_ev_a, atol=2e-3)
     np.testing.assert_allclose(a.virial_ev, b.virial_ev, atol=5e-3)
+
+
+def test_attention_is_evaluated_within_a_bounded_memory(tmp_path: Path) -> None:
+    """DPA-1 of the default size: on deepmd-kit's graph a hundred atoms ask for more than 14 GB."""
+    import_deepmd()
+    from deepmd.infer import DeepPot
+    from deepmd.pt.model.model import get_model
+    from deepmd.utils.argcheck import normalize
+
+    settings = Model(type_map=["H", "Mg", "Ca"])
+    assert (settings.descriptor, settings.size) == ("dpa1", "standard"), "no longer the default"
+    params = normalize(training_input(settings, ["none"], [], 10, 1))["model"]
+    state = {f"model.Default.{k}": v for k, v in get_model(dict(params)).state_dict().items() if k != "_extra_state"}
+    extra = {"model_params": params, "train_infos": {}}
+    torch.save({"model": {**state, "_extra_state": extra}, "optimizer": {}}, tmp_path / "m.pt")
+    lam, frames = LamModel.load(tmp_path / "m.pt", device="cpu"), labelled()[:6]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = lam.evaluate(frames)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4e6, "kB for 50 atoms"
+    energy, forces, virial = DeepPot(str(tmp_path / "m.pt")).eval(
+        frames[:1].positions.reshape(1, -1), frames.cells[:1].reshape(1, 9), lam.types(frames[:1].numbers))
+    assert found.energy_ev[0] == pytest.approx(energy[0, 0], abs=1e-4)
+    np.testing.assert_allclose(found.forces_ev_a[:frames.counts[0]], forces[0], atol=1e-4)
+    np.testing.assert_allclose(found.virial_ev[0], virial[0].reshape(3, 3), atol=1e-3)
 
 
 class _SmallMemory(GraphKernel):

@@ -171,6 +171,17 @@ class TestVersions:
         record = Dataset.objects(digest=second).get()
         assert record.parent == first and record.parts == b["parts"] and sum(record.split.values()) == len(frames)
 
+    def test_another_label_of_a_known_geometry_is_refused(self, store: Store) -> None:
+        first = build_dataset(store, "mgca", labelled()[:20])
+        again = labelled()[:20]
+        again.columns["energy_ev"] = again.columns["energy_ev"] + 1e-6  # another run of the same calculation
+        assert build_dataset(store, "mgca", again, parent=first)
+        again.columns["energy_ev"][3] += 1.0
+        with pytest.raises(DataError, match=r"frame 3 .* is there already with another label"):
+            build_dataset(store, "mgca", again, parent=first)
+        with pytest.raises(DataError, match="another label"):
+            build_dataset(store, "mgca", StructureArrays.concatenate([labelled()[:20], again]))
+
     def test_frames_are_counted_by_the_pressure_of_their_label(self, store: Store) -> None:
         frames = labelled()
         own = np.trace(frames.columns["virial_ev"], axis1=1, axis2=2) / (3 * frames.volumes) * EV_A3_GPA

@@ -40,6 +40,14 @@ def test_round_trip(fmt: str, tmp_path: Path) -> None:
     assert set(back.columns["label_settings"]) == set(settings)
 
 
+def test_mixed_types_are_not_read_as_one_type(tmp_path: Path) -> None:
+    """The type.raw of deepmd's mixed layout is a placeholder: read as plain npy, every atom would be hydrogen."""
+    frames = labelled()[:9]
+    export_frames(frames, tmp_path / "mixed", "deepmd/npy/mixed", element_order(frames))
+    with pytest.raises(DataError, match="import it as deepmd/npy/mixed"):
+        import_frames(tmp_path / "mixed", "deepmd/npy", "somewhere")
+
+
 def test_levels_of_theory_in_one_file_are_never_given_one_name(tmp_path: Path) -> None:
     frames = labelled()[:6]
     one = str(frames.columns["label_settings"][0])

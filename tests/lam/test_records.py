@@ -109,7 +109,7 @@ def test_frames_go_in_and_out_by_command(store: Store, tmp_path: Path) -> None:
     run = CliRunner()
     done = run.invoke(datasets, ["import", str(tmp_path / "in.xyz"), "--format", "extxyz", "--campaign", "mgca",
                                  "--pressure-gpa", "200"], catch_exceptions=False)
-    assert "30 frames imported" in done.output
+    assert "30 frames read, 30 of them new" in done.output and "energy (eV/atom) -" in done.output
     listed = json.loads(run.invoke(datasets, ["list", "--json", "--campaign", "mgca"], catch_exceptions=False).output)
     assert listed[0]["frames"] == 30 and sum(listed[0][s] for s in ("train", "validation", "test")) == 30
     shown = json.loads(run.invoke(datasets, ["show", listed[0]["digest"], "--json"], catch_exceptions=False).output)

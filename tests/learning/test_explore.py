@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def _explore(folder: Path, ensemble: tuple[bytes, bytes], held_out: int | None =
     asked = {"requests": [[{"Mg": 1, "Ca": 1, "H": 6}, 4]], "pressure_gpa": 200.0, "seed": 1,
              "space": CAMPAIGN.space.model_dump(mode="json"), "generator": CAMPAIGN.generator.model_dump(mode="json"),
              "relaxation": {"max_steps": 30}, "trust": [0.05, 3.0]}
+    (folder / "asked.json").write_text(json.dumps(asked | inputs))
     return Explore().compute(asked | inputs, {}, folder)
 
 
@@ -59,3 +61,22 @@ def test_a_wish_for_smaller_errors_makes_the_window_narrower(ensemble: tuple[byt
 def test_too_few_held_out_frames_leave_the_fixed_window(ensemble: tuple[bytes, bytes], tmp_path: Path) -> None:
     result = _explore(tmp_path / "few", ensemble, held_out=10, trust_error_ev_a=0.3)
     assert result["calibration"] is None and result["trust"] == [0.05, 3.0]
+
+
+def test_an_exploration_goes_on_after_its_last_whole_block(ensemble: tuple[bytes, bytes], tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _explore(tmp_path / "whole", ensemble)
+    monkeypatch.setattr("hydroflow.learning.explore.BLOCK_STRUCTURES", 2)
+    blocked = _explore(tmp_path / "blocked", ensemble)
+    told = ("structures", "frames", "classes", "relaxed")
+    assert {k: blocked[k] for k in told} == {k: whole[k] for k in told} and whole["structures"] == 4
+
+    frames, relaxed = ((tmp_path / "blocked" / f"{name}.parquet").read_bytes() for name in ("frames", "relaxed"))
+    first, second = (tmp_path / "blocked" / f"block-0000{i}" / "deviation.npz" for i in (0, 1))
+    second.unlink()
+    written = first.stat().st_mtime_ns
+    again = Explore().compute(json.loads((tmp_path / "blocked" / "asked.json").read_text()), {}, tmp_path / "blocked")
+    assert first.stat().st_mtime_ns == written and second.exists(), "the whole block was computed again"
+    assert {k: again[k] for k in told} == {k: blocked[k] for k in told}
+    assert (tmp_path / "blocked" / "frames.parquet").read_bytes() == frames
+    assert (tmp_path / "blocked" / "relaxed.parquet").read_bytes() == relaxed
