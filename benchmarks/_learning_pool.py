@@ -2,7 +2,7 @@
 
 It is what an exploration yields before any choice: random crystals (``bootstrap``), frames drawn evenly from all trajectories
 (``pool``), and from those of other crystals (``test``), all labelled by pw.x with the protocol ``fast``. FOLDER keeps what is
-labelled, so that a stopped run goes on, and gets ``pool.parquet`` at the end; twenty minutes on two cores.
+labelled, so that a stopped run goes on, and gets ``pool.parquet`` at the end; some twenty minutes on two cores.
 ``data/learning_pool.parquet`` is a copy; ``python -m benchmarks.learning --pool FOLDER/pool.parquet`` measures with another.
 """
 
