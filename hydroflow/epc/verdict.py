@@ -25,7 +25,7 @@ from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowErr
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
-METHOD = 2
+METHOD = 3
 """Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
 SMEARING_THZ = 0.5
@@ -99,7 +99,7 @@ def summarise(
         "acoustic_thz": [_round(float(x), 4) for x in modes.acoustic_thz],
         "imaginary_modes": modes.imaginary(bounds["imaginary_thz"])[:20],
         "hydrogen_dos_share": inputs.get("hydrogen_dos_share"),
-        "limitations": [*LIMITATIONS, *_loosened(inputs)],
+        "limitations": list(LIMITATIONS),
         "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
     }
     spectra = {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
@@ -107,13 +107,6 @@ def summarise(
         result["tetrahedra"] = _rows(tetrahedra, [tetrahedra.coupling(0)], inputs["mu_stars"])[0]
         spectra["tetrahedra"] = _spectra(tetrahedra, [tetrahedra.coupling(0)], [])
     return result, spectra
-
-
-def _loosened(inputs: Mapping[str, Any]) -> list[str]:
-    if not (found := inputs.get("loosened")):
-        return []
-    return [f"q {', '.join(found)} converged only to tr2_ph = {max(found.values()):.0e}, not to the protocol's "
-            f"{inputs['protocol']['tr2_ph']:.0e}"]
 
 
 def _lowest_interpolated(folder: Path) -> dict[str, Any] | None:
@@ -215,6 +208,10 @@ def _checks(
     mesh, points, stars = "×".join(str(n) for n in inputs["q_mesh"]), int(np.prod(inputs["q_mesh"])), int(modes.weights.sum())
     check("q_points", stars == points, stars, points,
           f"{len(modes.q)} irreducible q stand for {stars} of the {points} points of the {mesh} mesh")
+    wanted, loosened = inputs["protocol"]["tr2_ph"], inputs.get("loosened", {})
+    check("self_consistency", not loosened, max(loosened.values(), default=wanted), wanted,
+          f"q {', '.join(loosened)} converged only to tr2_ph = {max(loosened.values()):.0e} ({wanted:.0e} wanted)" if loosened
+          else f"every q converged to tr2_ph = {wanted:.0e}")
     imaginary = modes.imaginary(bounds["imaginary_thz"])
     if np.isnan(modes.lowest_thz):
         text = "no modes but the acoustic ones at Gamma"
@@ -232,7 +229,7 @@ def _checks(
           f"acoustic modes at Gamma are within {abs(worst_acoustic):.2f} THz of zero before the sum rule; they are left out of λ")
     flat = plateau is not None and plateau.flat
     if plateau is None:
-        text = (f"no plateau can be seen: it takes at least {PLATEAU_POINTS} broadenings over a factor of {PLATEAU_RATIO:g}")
+        text = f"no plateau can be seen: it takes at least {PLATEAU_POINTS} broadenings over a factor of {PLATEAU_RATIO:g}"
     else:
         text = (f"λ varies by {100 * plateau.spread:.0f} % from σ = {rows[plateau.first]['sigma_ry']:g} to "
                 f"{rows[plateau.last]['sigma_ry']:g} Ry" + ("" if flat else ", its flattest stretch: no plateau"))

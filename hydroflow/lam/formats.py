@@ -200,7 +200,7 @@ def _read_dpdata(path: Path, fmt: str) -> StructureArrays:
         raise DataError(f"{path}: no type.raw below it, so not deepmd data")
     mixed = next(path.rglob("real_atom_types.npy"), None)
     if fmt == "deepmd/npy" and mixed is not None:
-        # its type.raw holds a placeholder: every atom would be of the first type
+        # deepmd writes zeros into the type.raw of this layout: every atom would be of the first type
         raise DataError(f"{path} is in deepmd's mixed-type layout ({mixed.parent.name}/{mixed.name}); import it as "
                         "deepmd/npy/mixed")
     if fmt == "deepmd/npy/mixed":

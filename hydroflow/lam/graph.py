@@ -39,7 +39,7 @@ def deepmd_kernel(params: Mapping[str, Any], state: Mapping[str, Any], device: s
     if getattr(network.atomic_model, "descriptor", None) is None or not network.atomic_model.mixed_types():
         raise DataError(f"hydroflow cannot evaluate this {params['descriptor'].get('type')} model; train one with the descriptor "
                         "settings that hydroflow writes")
-    if params["descriptor"].get("attn_layer", 0) and params["descriptor"]["type"] in ("dpa1", "se_atten"):
+    if params["descriptor"].get("attn_layer", 0):
         return ListKernel(network, device, pairs=True)
     graph = as_graph(network)
     if getattr(graph.atomic_model.descriptor, "uses_graph_lower", lambda: False)():

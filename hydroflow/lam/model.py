@@ -7,6 +7,7 @@ by deepmd-kit's own networks (:mod:`hydroflow.lam.graph`), which takes structure
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from dataclasses import dataclass
@@ -175,15 +176,21 @@ def read_checkpoint(path: str | Path, head: str | None = None) -> tuple[dict[str
     ------
     DataError
         when the file is no deepmd-kit PyTorch checkpoint, or `head` does not name one of its models.
+    OSError, MemoryError
+        when it cannot be read now, which says nothing of what it holds.
     """
     import torch
 
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-        state = data.get("model", data)
-        params = state["_extra_state"]["model_params"]
+        content = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such model") from error
+    try:  # from memory: torch raises OSError for a file that was cut, too
+        data = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = data.get("model", data)
+        params = state["_extra_state"]["model_params"]
+    except MemoryError:
+        raise
     except Exception as error:
         raise DataError(f"{path} is not a deepmd-kit PyTorch checkpoint ({type(error).__name__}); give a model.pt") from error
     if "model_dict" in params:

@@ -367,9 +367,8 @@ def checkpoints(folder: Path) -> list[Path]:
     for path in sorted(folder.glob("model.ckpt-*.pt"), key=_step):
         try:
             read_checkpoint(path)
-        except DataError as error:
-            if not isinstance(error.__cause__, (OSError, MemoryError)):  # these may pass: the file is not to blame
-                path.unlink()
+        except DataError:
+            path.unlink()
         else:
             out.append(path)
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydroflow.learning.explore import CLASSES
+from hydroflow.lam.ensemble import CLASSES
 from hydroflow.store.documents import Job
 
 MOST_UNPHYSICAL = 0.5

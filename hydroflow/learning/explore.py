@@ -22,13 +22,12 @@ from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.python_engine import PythonEngine
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.lam.calibration import LEAST_FRAMES, Calibration, calibrate
-from hydroflow.lam.ensemble import Deviation, Ensemble
+from hydroflow.lam.ensemble import CLASSES, Deviation, Ensemble
 from hydroflow.lam.relax import relax
 from hydroflow.lam.train import METHOD, dataset_files, read_splits
 from hydroflow.learning.requests import draw_requests
 from hydroflow.structures import Failure, Request, generate
 
-CLASSES = ("accurate", "candidate", "unreliable", "unphysical")
 KEPT_FRAMES = 2000
 """Most frames a job brings back for selection: candidates, and where they are fewer the least unreliable frames."""
 BLOCK_STRUCTURES = 500

@@ -21,10 +21,11 @@ from hydroflow.campaign import Campaign
 from hydroflow.dft.settings import campaign_settings
 from hydroflow.errors import CampaignError
 from hydroflow.lam.datasets import build_dataset
+from hydroflow.lam.ensemble import CLASSES
 from hydroflow.lam.train import ENGINE
 from hydroflow.learning.assess import accurate_share, mostly_unphysical, unanswered, uncertainty
 from hydroflow.learning.context import Context
-from hydroflow.learning.explore import CLASSES, explore_specs, seed_of
+from hydroflow.learning.explore import explore_specs, seed_of
 from hydroflow.learning.requests import draw_requests
 from hydroflow.learning.select import select_relaxed, select_uncertain
 from hydroflow.learning.steps import Labelled, LearningFailed, done, label, output, record, train

@@ -24,7 +24,7 @@ from hydroflow.lam.formats import write_training_systems
 from hydroflow.lam.inputs import descriptor_config, energy_fitting_config, energy_loss_config, learning_rate_config
 from hydroflow.lam.train import Train, checkpoints, read_learning_curve
 from tests.lam.labelled import frames as labelled
-from tests.lam.trained import MODEL, inputs, job_folder, trained
+from tests.lam.trained import MODEL, STORED, inputs, job_folder, trained
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1500)]
 
@@ -72,6 +72,23 @@ def _links_to(link: Path, folder: Path) -> bool:
         return link.resolve(strict=True) == folder.resolve()
     except OSError:
         return False
+
+
+def test_a_checkpoint_is_removed_when_it_is_damaged_not_when_it_cannot_be_read(tmp_path: Path,
+                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = tmp_path / "model.ckpt-10.pt", tmp_path / "model.ckpt-20.pt"
+    whole.write_bytes(STORED.read_bytes())
+    for size in (0, 10, 5000, 100_000):
+        cut.write_bytes(STORED.read_bytes()[:size])
+        assert checkpoints(tmp_path) == [whole] and not cut.exists()
+
+    def stale(*given, **named):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        checkpoints(tmp_path)
+    assert whole.exists(), "a passing fault of the disk cost a checkpoint"
 
 
 def test_a_diverging_training_is_restarted_once_and_then_fails_with_the_reason(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_a_good_chain_is_usable_and_says_on_what(folder):
 def test_every_check_says_why(folder):
     result, _ = summarise(inputs(), folder)
     assert {c["name"] for c in result["checks"]} == {
-        "protocol", "mesh_density", "q_points", "imaginary_modes", "acoustic_sum_rule", "plateau", "negative_weight", "lambda",
-        "interpolation", "interpolated_modes", "relaxed"}
+        "protocol", "mesh_density", "q_points", "self_consistency", "imaginary_modes", "acoustic_sum_rule", "plateau",
+        "negative_weight", "lambda", "interpolation", "interpolated_modes", "relaxed"}
     assert all(c["text"] for c in result["checks"])
 
 
@@ -167,9 +167,11 @@ def test_one_noisy_broadening_leaves_the_other_interpolated_spectra(folder):
     assert not spectra["interpolated"][0]["a2f"] and spectra["interpolated"][1]["a2f"]
 
 
-def test_a_loosened_q_is_named(folder):
-    result, _ = summarise(inputs(loosened={"2": 1e-10}), folder)
-    assert any("q 2 converged only to tr2_ph = 1e-10" in text for text in result["limitations"])
+def test_a_q_that_converged_only_to_less_than_the_protocol_is_not_usable(folder):
+    with_interpolation(folder)
+    result, _ = summarise(inputs(limits=LENIENT, loosened={"2": 1e-10}), folder)
+    assert failed(result) == {"self_consistency"}
+    assert "q 2 converged only to tr2_ph = 1e-10" in next(c["text"] for c in result["checks"] if not c["passed"])
 
 
 def test_q_points_of_another_mesh_do_not_fill_it(folder):

@@ -41,7 +41,7 @@ def test_round_trip(fmt: str, tmp_path: Path) -> None:
 
 
 def test_mixed_types_are_not_read_as_one_type(tmp_path: Path) -> None:
-    """The type.raw of deepmd's mixed layout is a placeholder: read as plain npy, every atom would be hydrogen."""
+    """The type.raw of deepmd's mixed layout holds zeros: read as plain npy, every atom would be hydrogen."""
     frames = labelled()[:9]
     export_frames(frames, tmp_path / "mixed", "deepmd/npy/mixed", element_order(frames))
     with pytest.raises(DataError, match="import it as deepmd/npy/mixed"):
