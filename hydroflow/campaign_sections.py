@@ -295,6 +295,9 @@ class Epc(Section):
     )
     cores: Positive = 1
     wall_time_s: Positive = 86_400
+    modes_per_job: Positive = Field(
+        36, description="a q with more modes (3 per atom) than this shares its linear response out among several jobs"
+    )
 
 
 class Tc(Section):

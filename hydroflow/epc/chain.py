@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,9 @@ from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.cost import work
 from hydroflow.epc.inputs import pseudo_name, species
-from hydroflow.epc.jobs import ELPH, SAVE
+from hydroflow.epc.linear_response import ELPH, IRREPS
 from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
+from hydroflow.epc.scripts import SAVE
 from hydroflow.epc.verdict import METHOD
 from hydroflow.errors import HydroflowError, SettingsError
 from hydroflow.store import Store
@@ -30,6 +33,9 @@ failed because a mode was imaginary, lowest_thz at that q"""
 _ONE_CORE = Resources()
 _ENDED = ("done", "failed", "quarantined", "cancelled")
 
+
+MODES_PER_JOB = 36
+"""Of linear response, where nobody asks for another number: cells of up to 12 atoms have one job per q."""
 
 Q_FIRST = 1000
 """Added to the priority of q jobs, above that of every ground state."""
@@ -65,21 +71,44 @@ def scf_spec(
     }, engine_version, {pseudo_name(s): pseudos[s] for s in kinds}, resources, label, priority=len(crystal.numbers))
 
 
-def q_specs(
-    scf: Job, grid: Meshes, settings: Protocol, engine_version: str, resources: Resources = _ONE_CORE, label: str = "",
+def q_spec(
+    scf: Job, q: int, grid: Meshes, settings: Protocol, engine_version: str, resources: Resources = _ONE_CORE, label: str = "",
+    irreps: Sequence[Job] = (),
+) -> JobSpec:
+    """The job of irreducible q number `q` (1-based) of a finished ``epc.scf`` job, after its finished `irreps` jobs where it has
+    some.
+
+    The q with most representations comes first, and before any ground state, of which the largest crystal's comes first: so a
+    long chain does not run alone at the end of its batch.
+    """
+    point, representations = scf.result["q_points"][q - 1], scf.result["representations"]
+    parts = {f"irreps{i}.tar.gz": job.outputs[IRREPS] for i, job in enumerate(irreps, start=1)}
+    reached = max([settings.tr2_ph, *(_converged_to(job) for job in irreps)])
+    return JobSpec("epc.q", {
+        "q": q, "q_cartesian": list(point), "q_mesh": list(grid.q), "coarse": list(grid.coarse), "tr2_ph": reached,
+        "alpha_mix": settings.alpha_mix, "sigma_first_ry": settings.sigma_first_ry, "sigma_count": settings.sigma_count,
+        **({"dense": list(grid.dense)} if settings.tetrahedra and any(point) else {}),
+    }, engine_version, {SAVE: scf.outputs[SAVE], **parts}, resources, f"{label} q {q}/{len(representations)}".strip(),
+        priority=Q_FIRST + int(representations[q - 1]))
+
+
+def irreps_specs(
+    scf: Job, q: int, modes: int, modes_per_job: int, grid: Meshes, settings: Protocol, engine_version: str,
+    resources: Resources = _ONE_CORE, label: str = "",
 ) -> list[JobSpec]:
-    """One job per irreducible q of a finished ``epc.scf`` job; the q with most representations first, and before any ground
-    state, of which the largest crystal's comes first: so a long chain does not run alone at the end of its batch."""
-    representations = scf.result["representations"]
-    specs = []
-    for i, q in enumerate(scf.result["q_points"], start=1):
-        specs.append(JobSpec("epc.q", {
-            "q": i, "q_cartesian": list(q), "q_mesh": list(grid.q), "coarse": list(grid.coarse), "tr2_ph": settings.tr2_ph,
-            "alpha_mix": settings.alpha_mix, "sigma_first_ry": settings.sigma_first_ry, "sigma_count": settings.sigma_count,
-            **({"dense": list(grid.dense)} if settings.tetrahedra and any(q) else {}),
-        }, engine_version, {SAVE: scf.outputs[SAVE]}, resources, f"{label} q {i}/{len(representations)}".strip(),
-            priority=Q_FIRST + int(representations[i - 1])))
-    return specs
+    """The jobs that share out the linear response of one q by its representations; none where one job can carry all its
+    `modes`."""
+    points, representations = scf.result["representations"], scf.result["representations"][q - 1]
+    parts = min(math.ceil(modes / modes_per_job), representations)
+    if parts < 2:
+        return []
+    ends = [round(representations * i / parts) for i in range(parts + 1)]
+    return [JobSpec("epc.irreps", {
+        "q": q, "q_mesh": list(grid.q), "coarse": list(grid.coarse), "representations": [before + 1, last],
+        "tr2_ph": settings.tr2_ph, "alpha_mix": settings.alpha_mix,
+    }, engine_version, {SAVE: scf.outputs[SAVE]}, resources,
+        f"{label} q {q}/{len(points)} representations {before + 1}-{last}".strip(), priority=Q_FIRST + representations)
+        for before, last in pairwise(ends)]
 
 
 def collect_spec(
@@ -93,13 +122,18 @@ def collect_spec(
                   f"elph{i}.tar.gz": job.outputs[ELPH]}
         if "tetrahedra" in job.outputs:
             files[f"tetrahedra{i}"] = job.outputs["tetrahedra"]
-    loosened = {str(i): job.adjustments["tr2_ph"] for i, job in enumerate(qs, start=1) if "tr2_ph" in (job.adjustments or {})}
+    loosened = {str(i): _converged_to(job) for i, job in enumerate(qs, start=1) if _converged_to(job) > settings.tr2_ph}
     return JobSpec("epc.collect", {
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
         "limits": limits(), "method": METHOD, **({"loosened": loosened} if loosened else {}),
     }, engine_version, files, Resources(1, 0, 3600), label)
+
+
+def _converged_to(job: Job) -> float:
+    """tr2_ph of a finished job of linear response: its input, or what a correction made of it."""
+    return float((job.adjustments or {}).get("tr2_ph", job.inputs["tr2_ph"]))
 
 
 @dataclass
@@ -112,20 +146,22 @@ class _Chain:
     hydrogen_dos_share: float | None = None
     pressure_gpa: float | None = None
     scf: str | None = None
-    qs: list[str] = field(default_factory=list)
+    irreps: list[list[str]] = field(default_factory=list)  # per q, empty where its q job does the linear response itself
+    qs: list[str | None] = field(default_factory=list)
     collect: str | None = None
     failure: dict[str, Any] | None = None
     lowest_thz: float | None = None
 
     @property
     def keys(self) -> list[str]:
-        return [k for k in (self.scf, *self.qs, self.collect) if k]
+        return [k for k in (self.scf, *chain.from_iterable(self.irreps), *self.qs, self.collect) if k]
 
 
 def run_chain(
     ledger: Ledger, store: Store, structures: StructureArrays, pseudos: Mapping[str, str], cutoffs: Sequence[Mapping[str, float]],
     engine_version: str, protocol_name: str | Protocol, mu_star: Sequence[float], campaign_name: str, cores: int = 1,
-    on_progress: Callable[[dict[str, int]], None] | None = None, *, wall_time_s: int = 86_400, poll_s: float = 1.0,
+    on_progress: Callable[[dict[str, int]], None] | None = None, *, wall_time_s: int = 86_400,
+    modes_per_job: int = MODES_PER_JOB, poll_s: float = 1.0,
 ) -> list[EpcResult]:
     """EPC of all structures, each step as soon as its crystal is ready for it.
 
@@ -145,6 +181,9 @@ def run_chain(
     on_progress
         Called with numbers of crystals and jobs: ``crystals, done, failed, jobs, jobs_done``, whenever they change.
 
+    modes_per_job
+        A q with more modes than this shares its linear response out among several jobs, by representations.
+
     Returns
     -------
     list of EpcResult
@@ -160,14 +199,14 @@ def run_chain(
     if lost:
         raise SettingsError(f"the pseudopotential of {', '.join(lost)} is not in the object store; install the family again "
                             "(hydroflow pseudos)")
-    resources = Resources(cores, 0, wall_time_s)
+    run = _Run(ledger, settings, engine_version, Resources(cores, 0, wall_time_s), mu_star, campaign_name, modes_per_job)
     chains = [_start(structures, i, settings) for i in range(len(structures))]
     wanted = {}
     for i, c in enumerate(chains):
         if c.crystal is not None and c.grid is not None:
             try:
                 wanted[i] = scf_spec(
-                    c.crystal, c.grid, settings, pseudos, cutoffs[i], engine_version, resources, f"{c.label} scf")
+                    c.crystal, c.grid, settings, pseudos, cutoffs[i], engine_version, run.resources, f"{c.label} scf")
             except HydroflowError as error:
                 c.failure = _failure("scf", "bad_input", str(error))
     for i, key in zip(wanted, ledger.submit(wanted.values(), campaign_name), strict=True):
@@ -177,7 +216,7 @@ def run_chain(
     while True:
         documents = _documents(ledger, chains)
         for c in chains:
-            _advance(c, documents, ledger, settings, engine_version, resources, mu_star, campaign_name)
+            _advance(c, documents, run)
         counts = _counts(chains, documents)
         if on_progress is not None and counts != shown:
             on_progress(counts)
@@ -195,15 +234,15 @@ def run_chain(
 def _start(structures: StructureArrays, i: int, settings: Protocol) -> _Chain:
     rows = slice(structures.offsets[i], structures.offsets[i + 1])
     identity = structures.columns.get("id")
-    chain = _Chain(str(identity[i]) if identity is not None else structures[i].formulas()[0],
-                   hydrogen_dos_share=_known(structures, "hydrogen_dos_share", i),
-                   pressure_gpa=_known(structures, "pressure_gpa", i))
+    own = _Chain(str(identity[i]) if identity is not None else structures[i].formulas()[0],
+                 hydrogen_dos_share=_known(structures, "hydrogen_dos_share", i),
+                 pressure_gpa=_known(structures, "pressure_gpa", i))
     try:
-        chain.crystal = primitive(structures.numbers[rows], structures.cells[i], structures.fractional[rows])
-        chain.grid = meshes(chain.crystal, settings)
+        own.crystal = primitive(structures.numbers[rows], structures.cells[i], structures.fractional[rows])
+        own.grid = meshes(own.crystal, settings)
     except HydroflowError as error:
-        chain.failure = _failure("structure", "bad_input", str(error))
-    return chain
+        own.failure = _failure("structure", "bad_input", str(error))
+    return own
 
 
 def _known(structures: StructureArrays, column: str, i: int) -> float | None:
@@ -216,36 +255,74 @@ def _documents(ledger: Ledger, chains: Sequence[_Chain]) -> dict[str, Job]:
     return {job.key: job for job in ledger.jobs(keys)} if keys else {}
 
 
-def _advance(
-    c: _Chain, documents: Mapping[str, Job], ledger: Ledger, settings: Protocol, engine_version: str, resources: Resources,
-    mu_star: Sequence[float], campaign: str,
-) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What all chains of one call share."""
+
+    ledger: Ledger
+    settings: Protocol
+    engine_version: str
+    resources: Resources
+    mu_star: Sequence[float]
+    campaign: str
+    modes_per_job: int
+
+
+def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
     """Submit the next step of one crystal when the one before has ended."""
     if c.failure is not None or c.crystal is None or c.grid is None:
         return
-    for step, keys in (("scf", [c.scf]), ("q", c.qs), ("collect", [c.collect])):
-        for n, key in enumerate(keys, start=1):
-            job = documents.get(key) if key else None
-            if job is not None and job.state in _ENDED and job.state != "done":
-                told = job.failure or {}
-                where = f"q {n} of {len(c.qs)}" if step == "q" else step
-                c.lowest_thz = told.get("details", {}).get("lowest_thz")
-                c.failure = _failure(where, told.get("code", "unknown"), told.get("message", job.state))
-                # the rest of this crystal would be computed for nothing
-                ledger.cancel([k for k in c.keys if k in documents and documents[k].state not in _ENDED], campaign,
-                              f"{where} of this crystal failed")
-                return
+    if _gave_up(c, documents, run):
+        return
     scf = documents.get(c.scf) if c.scf else None
     if scf is None or scf.state != "done":
         return
     if not c.qs:
-        c.qs = ledger.submit(q_specs(scf, c.grid, settings, engine_version, resources, c.label), campaign)
+        _begin_linear_response(c, scf, run)
         return
-    qs = [documents[k] for k in c.qs if k in documents and documents[k].state == "done"]
-    if c.collect is None and len(qs) == len(c.qs):
-        spec = collect_spec(c.crystal, c.grid, settings, scf, qs, mu_star, engine_version, c.hydrogen_dos_share,
-                            f"{c.label} collect", c.pressure_gpa)
-        c.collect = ledger.submit([spec], campaign)[0]
+    for i, parts in enumerate(c.irreps):
+        if c.qs[i] is None and all(_done(k, documents) for k in parts):
+            spec = q_spec(scf, i + 1, c.grid, run.settings, run.engine_version, run.resources, c.label,
+                          [documents[k] for k in parts])
+            c.qs[i] = run.ledger.submit([spec], run.campaign)[0]
+    if c.collect is None and all(k is not None and _done(k, documents) for k in c.qs):
+        spec = collect_spec(c.crystal, c.grid, run.settings, scf, [documents[k] for k in c.qs if k], run.mu_star,
+                            run.engine_version, c.hydrogen_dos_share, f"{c.label} collect", c.pressure_gpa)
+        c.collect = run.ledger.submit([spec], run.campaign)[0]
+
+
+def _done(key: str, documents: Mapping[str, Job]) -> bool:
+    return key in documents and documents[key].state == "done"
+
+
+def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
+    """Whether a job of this crystal ended without an answer; the rest of it would be computed for nothing and is cancelled."""
+    of_q = [(f"q {n} of {len(c.qs)}", k) for n, keys in enumerate(zip(c.irreps, c.qs, strict=True), start=1)
+            for k in (*keys[0], keys[1])]
+    for where, key in [("scf", c.scf), *of_q, ("collect", c.collect)]:
+        job = documents.get(key) if key else None
+        if job is not None and job.state in _ENDED and job.state != "done":
+            told = job.failure or {}
+            c.lowest_thz = told.get("details", {}).get("lowest_thz")
+            c.failure = _failure(where, told.get("code", "unknown"), told.get("message", job.state))
+            run.ledger.cancel([k for k in c.keys if k in documents and documents[k].state not in _ENDED], run.campaign,
+                              f"{where} of this crystal failed")
+            return True
+    return False
+
+
+def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
+    """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole."""
+    assert c.crystal is not None and c.grid is not None
+    how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
+    whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
+    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only("key")}
+    shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
+              for q, w in enumerate(whole, start=1)]
+    run.ledger.submit([*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)],
+                      run.campaign)
+    c.irreps = [[spec.key for spec in parts] for parts in shared]
+    c.qs = [None if parts else w.key for w, parts in zip(whole, shared, strict=True)]
 
 
 def _finished(c: _Chain, documents: Mapping[str, Job]) -> bool:
@@ -275,7 +352,7 @@ def _result(c: _Chain, documents: Mapping[str, Job], settings: Protocol, ecutwfc
     out |= {"q_mesh": list(c.grid.q), "k_mesh": list(c.grid.coarse), "k_mesh_dense": list(c.grid.dense),
             "atoms_primitive": len(c.crystal.numbers)}
     if c.qs:
-        out |= {"n_q": len(c.qs), "q_done": sum(documents[k].state == "done" for k in c.qs if k in documents)}
+        out |= {"n_q": len(c.qs), "q_done": sum(k is not None and _done(k, documents) for k in c.qs)}
     if c.lowest_thz is not None:
         out["lowest_thz"] = c.lowest_thz
     if done:

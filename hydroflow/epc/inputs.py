@@ -1,7 +1,7 @@
 """Input files of the chain: pw.x, ph.x, q2r.x, matdyn.x.
 
 Only what the chain decides is written; everything else is the code's default. Values come from a job's inputs (see
-:mod:`hydroflow.epc.jobs`), corrections from its adjustments.
+:mod:`hydroflow.epc.ground_state` and its neighbours), corrections from its adjustments.
 """
 
 from __future__ import annotations
@@ -88,14 +88,17 @@ def q_list_input(q_mesh: Sequence[int]) -> str:
 def phonon_input(
     values: Mapping[str, Any], *, max_seconds: int, adjustments: Mapping[str, Any], recover: bool,
 ) -> str:
-    """ph.x for the phonons of one q: the dynamical matrix and the variations of the potential, kept for the couplings.
+    """ph.x for the phonons of one q, or of a range of its `representations` (first and last, 1-based): the dynamical matrix and
+    the variations of the potential, kept for the couplings.
 
     ph.x stops cleanly after `max_seconds` and goes on with `recover`. Couplings are a run of their own because `recover`
     together with ``electron_phonon`` does not work in QE 6.7. It refuses more than 100 iterations and a mixing of more than
     5.
     """
+    first, last = values.get("representations", (None, None))
     return "phonons\n" + namelist("inputph", {
-        **_ph_common(values["q_mesh"]), "start_q": values["q"], "last_q": values["q"], "max_seconds": max_seconds,
+        **_ph_common(values["q_mesh"]), "start_q": values["q"], "last_q": values["q"], "start_irr": first, "last_irr": last,
+        "max_seconds": max_seconds,
         "tr2_ph": adjustments.get("tr2_ph", values["tr2_ph"]),
         "alpha_mix(1)": adjustments.get("alpha_mix", values["alpha_mix"]),
         "niter_ph": adjustments.get("niter_ph", 100), "nmix_ph": adjustments.get("nmix_ph"),

@@ -164,7 +164,8 @@ def coupling(
         ledger, store, structures, stored_pseudos(store, settings),
         [{"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}] * len(structures),
         settings.engine, campaign.epc.protocol,
-        campaign.epc.mu_star, campaign.name, campaign.epc.cores, told, wall_time_s=campaign.epc.wall_time_s)
+        campaign.epc.mu_star, campaign.name, campaign.epc.cores, told, wall_time_s=campaign.epc.wall_time_s,
+        modes_per_job=campaign.epc.modes_per_job)
     for candidate, result in zip(candidates, results, strict=True):
         _record(campaign, candidate, result)
     return results

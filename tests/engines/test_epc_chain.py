@@ -25,8 +25,11 @@ from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc import plots
 from hydroflow.epc.chain import run_chain, scf_spec
-from hydroflow.epc.jobs import SAVE, EpcQ, EpcScf
+from hydroflow.epc.ground_state import EpcScf
+from hydroflow.epc.linear_response import IRREPS, EpcIrreps, EpcQ
 from hydroflow.epc.protocols import Meshes, meshes, primitive, protocol
+from hydroflow.epc.qe_files import read_couplings
+from hydroflow.epc.scripts import SAVE
 from hydroflow.errors import EngineFailure, SettingsError
 from hydroflow.store.documents import Job
 from tests.dft.driver import FolderStore, Objects, attempt, run
@@ -108,6 +111,24 @@ def test_a_missing_pseudopotential_fails_one_crystal_only_and_the_other_gets_tet
     assert spectra["weights"] == [4, 3] and spectra["lambda"][0][-1] == pytest.approx(tetrahedra["lambda"], rel=1e-4)
     with pytest.raises(SettingsError, match="object store"):
         run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, [CUTOFFS] * 2, ENGINE, settings, [0.1], "one")
+
+
+def test_a_large_cell_shares_out_its_linear_response_unless_it_is_there_whole(store, agent):
+    agent()
+    settings = replace(protocol("plumbing"), k_spacing=2.0)
+    given = (Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), [CUTOFFS], ENGINE, settings, [0.1],
+             "one")
+    whole = run_chain(*given)[0]
+    assert run_chain(*given, modes_per_job=1)[0]["jobs"] == whole["jobs"]
+
+    Job.objects(kind__in=["epc.q", "epc.collect"]).delete()
+    shared = run_chain(*given, modes_per_job=1)[0]
+    # Γ has one representation of three modes, L and X have two each
+    assert sorted(j.kind for j in Job.objects) == ["epc.collect", *["epc.irreps"] * 4, *["epc.q"] * 3, "epc.scf"]
+    assert shared["lambda"] == pytest.approx(whole["lambda"], rel=1e-3) and shared["q_done"] == shared["n_q"] == 3
+    attempts = {j.key: (j.attempt, j.finished) for j in Job.objects}
+    assert run_chain(*given, modes_per_job=1)[0] == shared
+    assert {j.key: (j.attempt, j.finished) for j in Job.objects} == attempts
 
 
 _FLOW = """
@@ -212,9 +233,9 @@ def _kill_when(folder: Path, ready, program: str = "ph.x") -> threading.Thread:
     return thread
 
 
-def _converged(folder: Path) -> int:
+def _converged(folder: Path, words: str = "Convergence has been achieved") -> int:
     path = folder / "phonons.out"
-    return path.read_text(errors="replace").count("Convergence has been achieved") if path.exists() else 0
+    return path.read_text(errors="replace").count(words) if path.exists() else 0
 
 
 @pytest.mark.parametrize(("program", "running", "kept"), [
@@ -244,6 +265,31 @@ def test_killed_in_the_phonons_goes_on_with_what_converged(ground, undisturbed, 
     first, second = (_converged(tmp_path / f"attempt{i}") for i in (1, 2))
     assert first >= 2 and second < 12
     assert "Convergence has been achieved" in (tmp_path / "attempt2" / "phonons.out").read_text()
+
+
+@pytest.mark.parametrize("q", [1, 2])
+def test_a_q_shared_out_by_representations_gives_what_it_gives_whole(ground, tmp_path, q):
+    """Also where one of the jobs was killed; Γ keeps its files elsewhere and has representations of three modes."""
+    store, of_second = ground
+    spec = of_second if q == 2 else replace(of_second, inputs={**of_second.inputs, "q": 1, "q_cartesian": [0, 0, 0]})
+    whole = run(EpcQ(), spec, store, tmp_path / "whole", executables=EXECUTABLES)
+    count = _converged(tmp_path / "whole" / "attempt1", "Representation #")
+    files, half = dict(spec.files), count // 2
+    for n, (first, last) in enumerate([(1, half), (half + 1, count)], start=1):
+        part = JobSpec("epc.irreps", {**{k: spec.inputs[k] for k in ("q", "q_mesh", "coarse", "tr2_ph", "alpha_mix")},
+                                      "representations": [first, last]}, ENGINE, spec.files)
+        folder = tmp_path / f"part{n}"
+        watcher = _kill_when(folder / "attempt1", lambda f: _converged(f) >= 1) if n == 2 else None
+        done = run(EpcIrreps(), part, store, folder, executables=EXECUTABLES)
+        if watcher is not None:
+            watcher.join()
+            assert done.failures == ["killed"]
+        files[f"irreps{n}.tar.gz"] = store.objects.put_file(done.collected.keep[IRREPS])
+    joined = run(EpcQ(), replace(spec, files=files), store, tmp_path / "joined", executables=EXECUTABLES)
+    assert _converged(tmp_path / "joined" / "attempt1") == 0, "a representation was computed again"
+    assert joined.result["frequencies_thz"] == pytest.approx(whole.result["frequencies_thz"], abs=2e-3)
+    one, two = (read_couplings(done.collected.keep["couplings"]) for done in (whole, joined))
+    assert two.lambdas == pytest.approx(one.lambdas, rel=2e-3, abs=1e-4) and one.lambdas.max() > 0.01
 
 
 def test_killed_in_the_couplings_keeps_the_phonons(ground, undisturbed, tmp_path):

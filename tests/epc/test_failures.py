@@ -13,8 +13,9 @@ from hydroflow.dispatch.collector import Collector
 from hydroflow.dispatch.engine import Collected
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc.failures import judge, timings
+from hydroflow.epc.ground_state import EpcScf
 from hydroflow.epc.inputs import phonon_input
-from hydroflow.epc.jobs import EpcQ, EpcScf
+from hydroflow.epc.linear_response import EpcQ
 from hydroflow.errors import EngineFailure, FailureCode
 
 OUTPUTS = Path(__file__).parent / "data" / "outputs"
