@@ -5,6 +5,9 @@ s = w(r)/r (w the switching polynomial), environment row q = (s, s·x/r, s·y/r,
 width n is gated by the neighbour type's network T, g = G·(1 + w·T_type(j)); the moment M = Σ_j q ⊗ g / sel gives the descriptor
 Mᵀ·M[:, :axis]. The radial network, a function of one number, is tabulated once per model (cubic Hermite); forces and virial are
 the analytic derivative. Agreement with deepmd-kit is tested in tests/engines/test_lam_model.py.
+
+All arithmetic is in double precision, whatever the model was trained in: rounding in single precision sends long relaxations into
+other minima and keeps the last steps from converging, which costs as much as it saves (docs/lam.md, "Relaxation").
 """
 
 from __future__ import annotations
@@ -64,25 +67,23 @@ def _moments(offsets, pointers, neighbour, vector, types, mean, inverse_std, tab
                 z = vector[e, 2]
                 r = math.sqrt(x * x + y * y + z * z)
                 w, _ = _switch(r, inner, outer)
-                q0d = (w / r - mean[t]) * inverse_std[t, 0]
+                q0 = (w / r - mean[t]) * inverse_std[t, 0]
                 f = w / (r * r) * inverse_std[t, 1]
-                p = (q0d - start) / spacing
+                p = (q0 - start) / spacing
                 k = min(max(int(p), 0), last)
                 u = min(max(p - k, 0.0), 1.0)
-                h0 = np.float32((2 * u - 3) * u * u + 1)
-                h1 = np.float32(((u - 2) * u + 1) * u * spacing)
-                h2 = np.float32((3 - 2 * u) * u * u)
-                h3 = np.float32((u - 1) * u * u * spacing)
-                q0 = np.float32(q0d)
-                q1 = np.float32(x * f)
-                q2 = np.float32(y * f)
-                q3 = np.float32(z * f)
-                w32 = np.float32(w)
+                h0 = (2 * u - 3) * u * u + 1
+                h1 = ((u - 2) * u + 1) * u * spacing
+                h2 = (3 - 2 * u) * u * u
+                h3 = (u - 1) * u * u * spacing
+                q1 = x * f
+                q2 = y * f
+                q3 = z * f
                 g = gate[types[neighbour[e]]]
                 a = table[k]
                 b = table[k + 1]
                 for c in range(width):
-                    v = (h0 * a[0, c] + h1 * a[1, c] + h2 * b[0, c] + h3 * b[1, c]) * (np.float32(1) + w32 * g[c])
+                    v = (h0 * a[0, c] + h1 * a[1, c] + h2 * b[0, c] + h3 * b[1, c]) * (1 + w * g[c])
                     m0[c] += q0 * v
                     m1[c] += q1 * v
                     m2[c] += q2 * v
@@ -95,7 +96,6 @@ def _forces(offsets, pointers, neighbour, vector, types, mean, inverse_std, tabl
     """Forces (N, 3) and virial (n, 3, 3) from dE/dM (N, 4, n)."""
     width = d_moments.shape[2]
     last = table.shape[0] - 2
-    one = np.float32(1)
     for s in numba.prange(len(offsets) - 1):
         for i in range(offsets[s], offsets[s + 1]):
             t = types[i]
@@ -109,39 +109,37 @@ def _forces(offsets, pointers, neighbour, vector, types, mean, inverse_std, tabl
                 z = vector[e, 2]
                 r = math.sqrt(x * x + y * y + z * z)
                 w, dw = _switch(r, inner, outer)
-                q0d = (w / r - mean[t]) * inverse_std[t, 0]
+                q0 = (w / r - mean[t]) * inverse_std[t, 0]
                 f = w / (r * r) * inverse_std[t, 1]
-                p = (q0d - start) / spacing
+                p = (q0 - start) / spacing
                 k = min(max(int(p), 0), last)
                 u = min(max(p - k, 0.0), 1.0)
-                h0 = np.float32((2 * u - 3) * u * u + 1)
-                h1 = np.float32(((u - 2) * u + 1) * u * spacing)
-                h2 = np.float32((3 - 2 * u) * u * u)
-                h3 = np.float32((u - 1) * u * u * spacing)
+                h0 = (2 * u - 3) * u * u + 1
+                h1 = ((u - 2) * u + 1) * u * spacing
+                h2 = (3 - 2 * u) * u * u
+                h3 = (u - 1) * u * u * spacing
                 # derivative of the interpolation; zero where the argument is held at an end of the table
                 inside = 1.0 if 0 <= p <= last + 1 else 0.0
-                e0 = np.float32(inside * 6 * (u - 1) * u / spacing)
-                e1 = np.float32(inside * ((3 * u - 4) * u + 1))
-                e3 = np.float32(inside * (3 * u - 2) * u)
-                q0 = np.float32(q0d)
-                q1 = np.float32(x * f)
-                q2 = np.float32(y * f)
-                q3 = np.float32(z * f)
-                w32 = np.float32(w)
+                e0 = inside * 6 * (u - 1) * u / spacing
+                e1 = inside * ((3 * u - 4) * u + 1)
+                e3 = inside * (3 * u - 2) * u
+                q1 = x * f
+                q2 = y * f
+                q3 = z * f
                 j = neighbour[e]
                 g = gate[types[j]]
                 a = table[k]
                 b = table[k + 1]
-                s0 = np.float32(0)
-                s1 = np.float32(0)
-                s2 = np.float32(0)
-                s3 = np.float32(0)
-                sg = np.float32(0)
-                sw = np.float32(0)
+                s0 = 0.0
+                s1 = 0.0
+                s2 = 0.0
+                s3 = 0.0
+                sg = 0.0
+                sw = 0.0
                 for c in range(width):
                     radial = h0 * a[0, c] + h1 * a[1, c] + h2 * b[0, c] + h3 * b[1, c]
                     slope = e0 * (a[0, c] - b[0, c]) + e1 * a[1, c] + e3 * b[1, c]
-                    gated = one + w32 * g[c]
+                    gated = 1 + w * g[c]
                     v = radial * gated
                     s0 += d0[c] * v
                     s1 += d1[c] * v
@@ -150,11 +148,11 @@ def _forces(offsets, pointers, neighbour, vector, types, mean, inverse_std, tabl
                     dv = d0[c] * q0 + d1[c] * q1 + d2[c] * q2 + d3[c] * q3
                     sg += dv * slope * gated
                     sw += dv * radial * g[c]
-                along = (float(s0) + float(sg)) * inverse_std[t, 0] * (dw / r - w / (r * r)) + float(sw) * dw \
-                    + (float(s1) * x + float(s2) * y + float(s3) * z) * inverse_std[t, 1] * (dw / (r * r) - 2 * w / (r * r * r))
-                fx = along * x / r + float(s1) * f
-                fy = along * y / r + float(s2) * f
-                fz = along * z / r + float(s3) * f
+                along = (s0 + sg) * inverse_std[t, 0] * (dw / r - w / (r * r)) + sw * dw \
+                    + (s1 * x + s2 * y + s3 * z) * inverse_std[t, 1] * (dw / (r * r) - 2 * w / (r * r * r))
+                fx = along * x / r + s1 * f
+                fy = along * y / r + s2 * f
+                fz = along * z / r + s3 * f
                 forces[i, 0] += fx
                 forces[i, 1] += fy
                 forces[i, 2] += fz
@@ -227,13 +225,12 @@ class Dpa1Cpu:
         self.spacing = float((high - low) / (_TABLE_POINTS - 1))
         grid = low + self.spacing * np.arange(_TABLE_POINTS)
         value, slope = _embedding(grid[:, None], radial)
-        self.table = np.ascontiguousarray(np.stack([value, slope], 1), np.float32)
-        self.types_table = _type_embedding(state).astype(np.float32)
-        gate, _ = _embedding(self.types_table.astype(float), _layers(state, f"{se}filter_layers_strip.networks.0.layers."))
-        self.gate = np.ascontiguousarray(gate, np.float32)
+        self.table = np.ascontiguousarray(np.stack([value, slope], 1))
+        self.types_table = _type_embedding(state)
+        gate, _ = _embedding(self.types_table, _layers(state, f"{se}filter_layers_strip.networks.0.layers."))
+        self.gate = np.ascontiguousarray(gate)
         self.width = self.table.shape[2]
-        fit = _layers(state, "fitting_net.filter_layers.networks.0.layers.")
-        self.fitting = [{k: v.astype(np.float32) for k, v in layer.items()} for layer in fit]
+        self.fitting = _layers(state, "fitting_net.filter_layers.networks.0.layers.")
         self.bias = (state["out_bias"][0, :, 0] + state["fitting_net.bias_atom_e"][:, 0]).astype(float)
 
     def __call__(self, offsets: np.ndarray, types: np.ndarray, pointers: np.ndarray, neighbour: np.ndarray, vector: np.ndarray,
@@ -242,7 +239,7 @@ class Dpa1Cpu:
         n_atoms = len(types)
         fixed = (offsets, pointers, neighbour, vector, types, self.mean, self.inverse_std, self.table, self.start, self.spacing,
                  self.gate, self.inner, self.cutoff_a)
-        moments = np.zeros((n_atoms, 4, self.width), np.float32)
+        moments = np.zeros((n_atoms, 4, self.width))
         _moments(*fixed, moments)
         moments /= self.sel
         energy_atom, d_moments = self._fit(moments, types)
@@ -277,7 +274,7 @@ class Dpa1Cpu:
         d_descriptor = grad[:, : self.width * axis].reshape(n, self.width, axis)
         d_moments = np.matmul(moments[:, :, :axis], d_descriptor.transpose(0, 2, 1))
         d_moments[:, :, :axis] += np.matmul(moments, d_descriptor)
-        return energy, np.ascontiguousarray(d_moments / self.sel, np.float32)
+        return energy, d_moments / self.sel
 
 
 def _type_embedding(state: Mapping[str, np.ndarray]) -> np.ndarray:
