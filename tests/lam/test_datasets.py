@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.errors import DataError
@@ -15,15 +17,16 @@ from hydroflow.lam.datasets import (
     SPLITS,
     assign_splits,
     build_dataset,
-    check_frames,
     load_dataset,
     pressure_bins,
     read_manifest,
 )
 from hydroflow.lam.formats import element_order, export_frames, import_frames
+from hydroflow.lam.label_checks import check_frames, check_work
 from hydroflow.store import Store
 from hydroflow.store.documents import Dataset
 from hydroflow.units import EV_A3_GPA
+from tests.fixtures_store import ROOT
 from tests.lam.labelled import frames as labelled
 
 
@@ -110,6 +113,53 @@ def test_an_energy_in_other_units_is_refused() -> None:
     frames.columns["energy_ev"][11] /= 13.6057
     with pytest.raises(DataError, match="frame 11"):
         check_frames(frames)
+
+
+def _path(along: str) -> StructureArrays:
+    """Ten frames of an argon crystal on its way: atoms displaced ever further, or the cell compressed."""
+    start = bulk("Ar", "fcc", a=4.6, cubic=True)
+    shift, images = np.random.default_rng(2).normal(0, 0.04, (4, 3)), []
+    for i in range(10):
+        atoms = start.copy()
+        atoms.positions += i * shift if along == "forces" else shift
+        if along == "virials":
+            atoms.set_cell(atoms.cell * (1 - 0.01 * i), scale_atoms=True)
+        atoms.calc = LennardJones(sigma=3.4, epsilon=0.3, rc=8, smooth=True)
+        images.append(atoms)
+    stress = np.array([a.get_stress(voigt=False) for a in images])
+    volumes = np.array([a.get_volume() for a in images])
+    frames = StructureArrays.from_atoms(images, {
+        "energy_ev": np.array([a.get_potential_energy() for a in images]), "virial_ev": -volumes[:, None, None] * stress,
+        "pressure_gpa": -np.trace(stress, axis1=1, axis2=2) / 3 * EV_A3_GPA, "label_settings": np.array(["lj"] * 10),
+        "source": np.array(["path"] * 10)})
+    frames.atom_columns["forces_ev_a"] = np.concatenate([a.get_forces() for a in images])
+    return frames
+
+
+@pytest.mark.parametrize("along", ["forces", "virials"])
+def test_units_that_contradict_each_other_are_seen_between_the_frames_of_a_path(along: str) -> None:
+    check_frames(_path(along))
+    in_rydberg = _path(along)
+    in_rydberg.columns["energy_ev"] = in_rydberg.columns["energy_ev"] / 13.6057
+    with pytest.raises(DataError, match=rf"0\.07\d+ times what their {along} say \(\d pairs\)"):
+        check_frames(in_rydberg)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(-1.0, "by -"), (1 / 1.8897, "1.8")])
+def test_forces_of_the_wrong_sign_or_per_bohr_are_seen(factor: float, told: str) -> None:
+    frames = _path("forces")
+    frames.atom_columns["forces_ev_a"] = frames.atom_columns["forces_ev_a"] * factor
+    with pytest.raises(DataError, match=f"{told}.* times what their forces say"):
+        check_frames(frames)
+
+
+def test_real_labels_change_by_the_work_of_their_forces() -> None:
+    """490 frames of pw.x, 20 pairs of which are neighbours; in Ry they would be refused."""
+    frames = StructureArrays.from_parquet((ROOT / "benchmarks" / "data" / "learning_pool.parquet").read_bytes())
+    check_work(frames)
+    frames.columns["energy_ev"] = frames.columns["energy_ev"] / 13.6057
+    with pytest.raises(DataError, match=r"0\.07\d+ times what their forces say \(20 pairs\)"):
+        check_work(frames)
 
 
 def test_sound_frames_pass() -> None:
