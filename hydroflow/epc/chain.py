@@ -312,11 +312,13 @@ def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
 
 
 def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
-    """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole."""
+    """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole, unless it
+    was cancelled or ran out of time again and again."""
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
-    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only("key")}
+    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only("key", "state", "failure")
+             if job.state != "cancelled" and (job.failure or {}).get("code") != "walltime"}
     shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
               for q, w in enumerate(whole, start=1)]
     run.ledger.submit([*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)],

@@ -5,7 +5,7 @@ Linear response is one self-consistent problem per mode and q, over the k points
     work = 3N · (q points · k points / operations) · (V · E_cut^1.5) · electrons
 
 with plane waves per band in the third factor. Constant and exponent of ``core hours = c · work^p`` are fitted to finished
-``epc.q`` jobs where there are enough of them.
+chains where there are enough of them.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from hydroflow.errors import EngineFailure, FailureCode
 
 ELPH = "elph.tar.gz"
 IRREPS = "irreps.tar.gz"
+OTHER_PATTERNS = "other_patterns.out"
 RESERVE = 0.93
 """Share of the wall time after which ph.x stops by itself, to leave time for writing its checkpoint."""
 
@@ -45,11 +46,29 @@ _PHONONS = f"""if [ ! -e phonons.done ]; then
 fi
 """
 
-_JOIN = f"""mkdir -p out/_ph0
-  for part in irreps*.tar.gz; do tar -xzf $part -C out/_ph0; done
+
+def _join(q: int, cores: int) -> str:
+    """Puts the parts of a q where ph.x keeps its own.
+
+    The patterns that the representations are in come from a diagonalisation of each job's own: with another LAPACK they could be
+    others, and dynamical matrix and records of one basis would be taken for those of another. PAW records are written and read
+    by the first process of every pool, each with a file of its own that says the same.
+    """
+    patterns = f"out/_ph0/{PREFIX}.phsave/patterns.{q}.xml"
+    return f"""mkdir -p out/_ph0
+  rm -f first.patterns {OTHER_PATTERNS}
+  for part in irreps*.tar.gz; do
+    tar -xzf $part -C out/_ph0
+    [ -e first.patterns ] || cp {patterns} first.patterns
+    cmp first.patterns {patterns} > {OTHER_PATTERNS} 2>&1 || exit 1
+  done
+  rm {OTHER_PATTERNS}
   for first in $(find out/_ph0 -name '{PREFIX}.dv*1.0001'); do
     cat ${{first%.0001}}.???? > ${{first%.0001}}
     rm ${{first%.0001}}.????
+  done
+  for paw in $(find out/_ph0 -name '{PREFIX}.dv_paw1'); do
+    for process in {" ".join(str(i) for i in range(2, cores + 1))}; do ln -f $paw ${{paw%1}}$process; done
   done
   """
 
@@ -58,24 +77,30 @@ def _cut(q: int, first: int, last: int) -> str:
     """Packs what ph.x keeps of these representations.
 
     The potential variation of a mode is one record of a file that reaches up to the last mode computed; the records of other
-    jobs' modes are holes in it. How many modes a representation has stands in ph.x's own list of patterns, whose tags have
-    attributes in QE 6 and none in QE 7.
+    jobs' modes are holes in it. How many modes a representation has stands in ph.x's own list of patterns. What is not there to
+    its last byte ends the job here, where it can be computed again.
     """
     return f"""cd out/_ph0
 d={PREFIX}.q_{q}
 [ -e $d/{PREFIX}.dv1 ] || d=.  # Γ has no folder of its own
+for n in $(seq {first} {last}); do [ -s {PREFIX}.phsave/dynmat.{q}.$n.xml ]; done
 n=0 before=0 own=0
 for modes in $(tr -d '\\n' < {PREFIX}.phsave/patterns.{q}.xml | grep -o '<NUMBER_OF_PERTURBATIONS[^>]*>[^<]*' | sed 's/.*>//'); do
   n=$((n + 1))
   if [ $n -lt {first} ]; then before=$((before + modes)); elif [ $n -le {last} ]; then own=$((own + modes)); fi
 done
 for f in $d/{PREFIX}.dv1 $d/{PREFIX}.dv_paw1; do
-  [ -e $f ] || continue
+  [ -e $f ] || [ $f = $d/{PREFIX}.dv1 ] || continue
   size=$(wc -c < $f)
-  dd if=$f of=$f.{first:04d} bs=$((size / (before + own))) skip=$before count=$own 2> ../../cut.out
+  record=$((size / (before + own)))
+  dd if=$f of=$f.{first:04d} bs=$record skip=$before count=$own 2> ../../cut.out
+  [ $((record * (before + own))) -eq $size ]
+  [ $(wc -c < $f.{first:04d}) -eq $((record * own)) ]
 done
-tar -cf - {PREFIX}.phsave $d/{PREFIX}.dv*1.{first:04d} | gzip -1 > ../../{IRREPS}.part
+tar -cf ../../irreps.tar {PREFIX}.phsave $d/{PREFIX}.dv*1.{first:04d}
 cd ../..
+gzip -1 < irreps.tar > {IRREPS}.part
+rm irreps.tar
 mv {IRREPS}.part {IRREPS}
 """
 
@@ -146,7 +171,7 @@ class EpcQ:
         q = job.inputs["q"]
         (folder / "run.sh").write_text(head(job) + f"""
 [ -e unpacked ] || {{ tar -xzf {SAVE}
-  {_JOIN if any(name.startswith("irreps") for name in job.files) else ""}touch unpacked; }}
+  {_join(q, job.resources.cores) if any(name.startswith("irreps") for name in job.files) else ""}touch unpacked; }}
 {_PHONONS}if [ ! -e {ELPH} ]; then
   rm -rf elph_dir
   $PH -in couplings.in > couplings.out 2>&1
@@ -160,11 +185,15 @@ fi
         return f"PH='{executables['ph.x']}{pools(job, adjustments)}' sh run.sh"
 
     def outputs(self, job: JobSpec) -> tuple[str, ...]:
-        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH,
+        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH, OTHER_PATTERNS,
                 *(("tetrahedra.out", "tetrahedra.dat") if "dense" in job.inputs else ()))
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
         code, q = exit_code(folder), job.inputs["q"]
+        if (folder / OTHER_PATTERNS).exists() and (folder / OTHER_PATTERNS).stat().st_size:
+            raise EngineFailure(FailureCode.bad_input, "the jobs that shared this q out have different displacement patterns: "
+                                "they ran with different libraries. Let one cluster, with one ph.x, take epc.irreps, and run "
+                                "them again (`hydroflow jobs retry --kind epc.irreps --redo`)")
         failures.judge(folder / "phonons.out", "PHONON", code)
         failures.judge(folder / "couplings.out", "PHONON", code)
         dynamical = read_dynamical(folder / f"{PREFIX}.dyn{q}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from dataclasses import replace
@@ -291,6 +293,43 @@ def test_a_q_shared_out_by_representations_gives_what_it_gives_whole(ground, tmp
     one, two = (read_couplings(done.collected.keep["couplings"]) for done in (whole, joined))
     assert two.lambdas == pytest.approx(one.lambdas, rel=2e-3, abs=1e-4) and one.lambdas.max() > 0.01
 
+    # a part whose modes are of another basis
+    altered = _repacked(store, files["irreps2.tar.gz"],
+                        lambda name, data: data.replace(b"0.", b"1.", 1) if f"patterns.{q}.xml" in name else data)
+    with pytest.raises(EngineFailure, match="displacement patterns") as raised:
+        attempt(EpcQ(), replace(spec, files={**files, "irreps2.tar.gz": altered}), store, tmp_path / "altered",
+                executables=EXECUTABLES)
+    assert EpcQ().recover(spec, raised.value, 1) is None
+
+
+@pytest.mark.skipif(not Path("/usr/bin/mpirun").exists(), reason="ph.x of this machine has no mpirun beside it")
+def test_a_q_is_shared_out_and_joined_by_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    store = FolderStore(Objects(tmp_path / "objects"))
+    atoms, settings = bulk("Al"), replace(protocol("plumbing"), q_spacing=1.6, k_spacing=1.0)
+    crystal = primitive(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
+    grid = meshes(crystal, settings)
+    scf = run(EpcScf(), scf_spec(crystal, grid, settings, pseudos(store.objects, "Al"), CUTOFFS, ENGINE), store,
+              tmp_path / "scf", executables=EXECUTABLES)
+    assert scf.result["representations"] == [1, 2, 2]
+    files = {SAVE: store.objects.put_file(scf.collected.keep[SAVE])}
+    inputs = {"q": 3, "q_cartesian": scf.result["q_points"][2], "q_mesh": list(grid.q), "coarse": list(grid.coarse),
+              "tr2_ph": 1e-12, "alpha_mix": 0.7, "sigma_first_ry": 0.01, "sigma_count": 5}
+    two = {"ph.x": "/usr/bin/mpirun --oversubscribe -np 2 ph.x"}
+    spec = JobSpec("epc.q", inputs, ENGINE, files, Resources(cores=2))
+    whole = run(EpcQ(), spec, store, tmp_path / "whole", executables=two)
+    parts = {}
+    for n in (1, 2):
+        part = JobSpec("epc.irreps", {**inputs, "representations": [n, n]}, ENGINE, files, Resources(cores=2))
+        done = run(EpcIrreps(), part, store, tmp_path / f"part{n}", executables=two)
+        parts[f"irreps{n}.tar.gz"] = store.objects.put_file(done.collected.keep[IRREPS])
+    joined = run(EpcQ(), replace(spec, files={**files, **parts}), store, tmp_path / "joined", executables=two)
+    assert "-nk 2" in EpcQ().command(spec, {}, two) and joined.failures == []
+    assert joined.result["frequencies_thz"] == pytest.approx(whole.result["frequencies_thz"], abs=2e-3)
+    assert read_couplings(joined.collected.keep["couplings"]).lambdas == pytest.approx(
+        read_couplings(whole.collected.keep["couplings"]).lambdas, rel=5e-3, abs=1e-3)
+
 
 def test_killed_in_the_couplings_keeps_the_phonons(ground, undisturbed, tmp_path):
     store, spec = ground
@@ -323,23 +362,24 @@ def test_phonons_that_do_not_converge_are_mixed_more_gently(ground, undisturbed,
     assert done.result["frequencies_thz"] == pytest.approx(undisturbed, rel=3e-3)
 
 
+def _repacked(store: FolderStore, digest: str, changed) -> str:
+    """The package with each file's data as `changed(name, data)` has it; None leaves the file out."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(store.objects.get(digest))) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
+        for member in old:
+            data = changed(member.name, old.extractfile(member).read()) if member.isfile() else b""
+            if data is not None:
+                member.size = len(data)
+                new.addfile(member, io.BytesIO(data))
+    return store.objects.put(out.getvalue())
+
+
 def test_damaged_ground_state_is_a_typed_failure(ground, tmp_path):
     store, spec = ground
-    import io
-    import tarfile
-
-    def without(name: str) -> JobSpec:
-        data = store.objects.get(spec.files[SAVE])
-        out = io.BytesIO()
-        with tarfile.open(fileobj=io.BytesIO(data)) as old, tarfile.open(fileobj=out, mode="w:gz") as new:
-            for member in old:
-                if member.name != name:
-                    new.addfile(member, old.extractfile(member) if member.isfile() else None)
-        return replace(spec, files={SAVE: store.objects.put(out.getvalue())})
-
     for name in ("out/x.save/data-file-schema.xml", "out/x.a2Fsave"):
+        damaged = _repacked(store, spec.files[SAVE], lambda own, data, name=name: None if own == name else data)
         with pytest.raises(EngineFailure) as raised:
-            attempt(EpcQ(), without(name), store, tmp_path / Path(name).name, executables=EXECUTABLES)
+            attempt(EpcQ(), replace(spec, files={SAVE: damaged}), store, tmp_path / Path(name).name, executables=EXECUTABLES)
         assert raised.value.code.value == "missing_restart_data"
 
 
