@@ -127,7 +127,9 @@ def collect_spec(
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
-        "limits": limits(), "method": METHOD, **({"loosened": loosened} if loosened else {}),
+        "limits": limits(), "method": METHOD,
+        **({"phonon_dos": scf.result["phonon_dos"]} if "phonon_dos" in scf.result else {}),
+        **({"loosened": loosened} if loosened else {}),
     }, engine_version, files, Resources(1, 0, 3600), label)
 
 

@@ -21,7 +21,8 @@ class EpcCollect:
     """All q points together: interpolation, α²F, λ(σ), Tc and the verdict (kind ``epc.collect``).
 
     Inputs: crystal, protocol (settings), q_mesh, coarse, n_q, mu_stars, hydrogen_dos_share, pressure_gpa (wanted; None where
-    nobody said), limits and method (of the verdict), loosened (tr2_ph of the q that did not converge to the protocol's). Files:
+    nobody said), limits and method (of the verdict), loosened (tr2_ph of the q that did not converge to the protocol's),
+    phonon_dos (of a ground state that has it). Files:
     the ground state's ``coarse.out``, ``x.dyn0``, and per q ``x.dyn<q>``,
     ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q but Γ.
     """

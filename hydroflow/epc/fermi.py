@@ -1,8 +1,10 @@
-"""N(E_F) from the eigenvalues of the dense k mesh, before any phonon is computed."""
+"""N(E_F) from the eigenvalues of the dense k mesh, before any phonon is computed; and how well the phonons' own mesh has it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +21,67 @@ def fermi_level_ev(pw_output: Path) -> float:
     return float(found[-1])
 
 
-def dense_dos(a2f_save: Path, fermi_ev: float, sigmas_ry: list[float]) -> list[float]:
-    """N(E_F) at each Gaussian broadening, in states/spin/Ry/cell, from ``x.a2Fsave``.
+@dataclass(frozen=True)
+class DenseBands:
+    """Eigenvalues on the dense k mesh.
+
+    Attributes
+    ----------
+    energies_ry : (k, bands).
+    k_points : (k, 3), Cartesian, 2π/alat.
+    weights : (k,), of sum 1.
+    """
+
+    energies_ry: np.ndarray
+    k_points: np.ndarray
+    weights: np.ndarray
+
+
+def read_dense_bands(a2f_save: Path) -> DenseBands:
+    """Read ``x.a2Fsave``.
 
     The file (list-directed): number of bands and of k points; eigenvalues in Ry, band fastest; k points; their weights.
 
     Raises
     ------
     EngineFailure
-        ``truncated_output`` when the file ends early.
+        ``missing_output`` when there is none, ``truncated_output`` when it ends early.
     """
-    values = np.array(a2f_save.read_text().split()[:2], int) if a2f_save.exists() else np.zeros(0, int)
-    if values.size < 2:
+    words = a2f_save.read_text().split() if a2f_save.exists() else []
+    if len(words) < 2:
         raise EngineFailure(FailureCode.missing_output, f"{a2f_save.name} is missing or empty: was la2F set?")
-    bands, k_points = int(values[0]), int(values[1])
+    bands, k_points = int(words[0]), int(words[1])
     need = 2 + bands * k_points + 3 * k_points + k_points
-    data = np.array(a2f_save.read_text().split()[:need], float)
+    data = np.array(words[:need], float)
     if data.size < need:
         raise EngineFailure(FailureCode.truncated_output, f"{a2f_save.name} ends after {data.size} of {need} numbers")
-    energies = data[2:2 + bands * k_points].reshape(k_points, bands)
-    weights = data[2 + bands * k_points + 3 * k_points:]
-    weights = weights / weights.sum()
+    energies, points, weights = np.split(data[2:], np.cumsum([bands * k_points, 3 * k_points]))
+    return DenseBands(energies.reshape(k_points, bands), points.reshape(k_points, 3), weights / weights.sum())
+
+
+def dense_dos(bands: DenseBands, fermi_ev: float, sigmas_ry: list[float]) -> list[float]:
+    """N(E_F) at each Gaussian broadening, in states/spin/Ry/cell."""
     out = []
     for sigma in sigmas_ry:
-        x = (energies - fermi_ev / RYDBERG_EV) / sigma
+        x = (bands.energies_ry - fermi_ev / RYDBERG_EV) / sigma
         delta = np.exp(-x**2) / (sigma * np.sqrt(np.pi))
-        out.append(float((delta.sum(axis=1) * weights).sum()))
+        out.append(float(delta.sum(axis=1) @ bands.weights))
     return out
+
+
+def phonon_dos(bands: DenseBands, fermi_ev: float, smearing_ry: float, cell: np.ndarray, coarse: Sequence[int]) -> list[float]:
+    """N(E_F) as the electrons under the phonons have it, in states/spin/Ry/cell: with their smearing (Methfessel and Paxton,
+    Phys. Rev. B 40, 3616, first order), on the dense mesh and on the coarse one alone, whose points are among the dense one's.
+
+    A k mesh is fine enough for a smearing when the two agree. N(E_F) screens the phonons and stands before λ.
+
+    Parameters
+    ----------
+    cell : (3, 3) Å, lattice vectors as rows; the first is as long as alat.
+    coarse : divisions of the coarse mesh.
+    """
+    fractional = bands.k_points @ (cell / np.linalg.norm(cell[0])).T * np.asarray(coarse)
+    inside = (np.abs(fractional - np.round(fractional)) < 1e-4).all(axis=1)
+    x = (bands.energies_ry - fermi_ev / RYDBERG_EV) / smearing_ry
+    delta = ((1.5 - x**2) * np.exp(-x**2)).sum(axis=1) / (smearing_ry * np.sqrt(np.pi))
+    return [float(np.average(delta[chosen], weights=bands.weights[chosen])) for chosen in (np.ones_like(inside), inside)]

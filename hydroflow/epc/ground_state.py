@@ -10,7 +10,7 @@ from typing import Any
 from hydroflow.dispatch.engine import Collected, Recovery
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc import failures
-from hydroflow.epc.fermi import dense_dos, fermi_level_ev
+from hydroflow.epc.fermi import dense_dos, fermi_level_ev, phonon_dos, read_dense_bands
 from hydroflow.epc.inputs import PREFIX, pw_input, q_list_input
 from hydroflow.epc.modes import INSULATOR_DOS
 from hydroflow.epc.protocols import Crystal
@@ -82,8 +82,10 @@ mv {SAVE}.part {SAVE}
             raise EngineFailure(FailureCode.missing_output, "the saved ground state was not packed: the job ended early")
         fermi = fermi_level_ev(folder / "dense.out")
         sigmas = [0.005, 0.01, 0.02]
-        dos = dense_dos(folder / "dense.eigenvalues", fermi, sigmas)
-        atoms = len(job.inputs["crystal"]["numbers"])
+        bands = read_dense_bands(folder / "dense.eigenvalues")
+        dos = dense_dos(bands, fermi, sigmas)
+        crystal = Crystal.from_inputs(job.inputs["crystal"])
+        atoms = len(crystal.numbers)
         if max(dos) < INSULATOR_DOS * atoms:
             raise EngineFailure(FailureCode.no_fermi_surface, f"N(E_F) = {max(dos):.3g} states/spin/Ry/cell on the dense k mesh: "
                                 "an insulator, nothing to couple to", {"dos": dos})
@@ -94,7 +96,9 @@ mv {SAVE}.part {SAVE}
         parts = [failures.timings(folder / f"{n}.out") for n in ("dense", "coarse", "list")]
         return Collected({
             "q_points": listed.points.round(9).tolist(), "representations": representations, "fermi_ev": fermi,
-            "dos_sigma_ry": sigmas, "dos": dos, "pressure_gpa": float(pressure[-1]) / 10 if pressure else None,
+            "dos_sigma_ry": sigmas, "dos": dos,
+            "phonon_dos": phonon_dos(bands, fermi, job.inputs["degauss_ry"], crystal.cell, job.inputs["coarse"]),
+            "pressure_gpa": float(pressure[-1]) / 10 if pressure else None,
             "symmetries": int(symmetries[1]) if symmetries else None,
             "electrons": float(electrons[1]) if electrons else None, **times(parts),
         }, {SAVE: folder / SAVE, f"{PREFIX}.dyn0": folder / f"{PREFIX}.dyn0", "dense.out": folder / "dense.out",

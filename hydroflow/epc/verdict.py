@@ -205,6 +205,12 @@ def _checks(
     k, q = (float((lengths / np.array(inputs[key])).max()) for key in ("coarse", "q_mesh"))
     check("mesh_density", k <= bounds["k_spacing"] and q <= bounds["q_spacing"], k, bounds["k_spacing"],
           f"k spacing {k:.2f} 1/Å (limit {bounds['k_spacing']:g}), q spacing {q:.2f} 1/Å (limit {bounds['q_spacing']:g})")
+    if "phonon_dos" in inputs:
+        dense, coarse = inputs["phonon_dos"]
+        off = abs(coarse / dense - 1) if dense > 0 else None
+        check("k_sampling", off is not None and off <= bounds["phonon_dos"], off, bounds["phonon_dos"],
+              f"N(E_F) with the phonons' smearing of {inputs['protocol']['degauss_ry']:g} Ry is {coarse:.2f} on their k mesh and "
+              f"{dense:.2f} on the dense one: a denser k mesh or a wider smearing brings them together")
     mesh, points, stars = "×".join(str(n) for n in inputs["q_mesh"]), int(np.prod(inputs["q_mesh"])), int(modes.weights.sum())
     check("q_points", stars == points, stars, points,
           f"{len(modes.q)} irreducible q stand for {stars} of the {points} points of the {mesh} mesh")

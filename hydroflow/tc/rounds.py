@@ -34,7 +34,8 @@ from hydroflow.tc.queue import first_batch
 
 Progress = Callable[[str, int, int], None]
 
-PLUMBING_MAY_FAIL = ("protocol", "mesh_density", "plateau", "interpolation", "interpolated_modes", "relaxed", "lambda")
+PLUMBING_MAY_FAIL = (
+    "protocol", "mesh_density", "k_sampling", "plateau", "interpolation", "interpolated_modes", "relaxed", "lambda")
 """Checks that a chain of protocol ``plumbing`` cannot pass by its settings (the coupling at Γ alone is no average over the
 zone and has no bound, there is nothing to interpolate, and its k mesh has other forces and another pressure than the
 relaxation's); all others must pass before even a plumbing model may train on its value."""

@@ -98,6 +98,14 @@ def test_every_check_says_why(folder):
     assert all(c["text"] for c in result["checks"])
 
 
+@pytest.mark.parametrize(("dense", "coarse", "passes"), [(3.47, 3.42, True), (4.17, 5.65, False), (2.0, -0.4, False),
+                                                         (-0.1, -0.1, False)])
+def test_phonons_on_a_k_mesh_too_coarse_for_their_smearing_are_not_usable(folder, dense, coarse, passes):
+    """H3S with 0.05 Ry on k 16³ and with 0.02 Ry on k 12³; smeared deltas of first order can be negative."""
+    result, _ = summarise({**inputs(limits=LENIENT), "phonon_dos": [dense, coarse]}, with_interpolation(folder))
+    assert failed(result) == (set() if passes else {"k_sampling"})
+
+
 LENIENT = {"interpolation": 1.0, "q_spacing": 1.6, "plateau_spread": 0.25}
 """The limits that this coarse chain does not keep."""
 
