@@ -181,7 +181,7 @@ def against_torchsim(model: LamModel, structures: StructureArrays) -> dict[str, 
 
 
 def measure(quick: bool, device: str) -> dict[str, Any]:
-    n, n_ase, n_deepmd = (96, 16, 2) if quick else (1000, 200, 20)
+    n, n_ase, n_deepmd = (96, 12, 2) if quick else (1000, 200, 20)
     structures = starts(n)
     n, n_ase = len(structures), min(n_ase, len(structures))
     model = LamModel.load(MODEL, device=device)
@@ -215,7 +215,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
         **agreement(model, structures[:n_ase], found[:n_ase], same),
         **ase_beside_itself(model, structures[:n_ase], same, device),
     }
-    return out | (against_torchsim(model, structures[: 32 if quick else 200]) if device == "cpu" else {})
+    return out | (against_torchsim(model, structures[: 16 if quick else 200]) if device == "cpu" else {})
 
 
 def main() -> int:
