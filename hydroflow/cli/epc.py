@@ -217,23 +217,26 @@ def ladder(
     _print_ladder(rows)
 
 
+PUBLISHED = {"lambda": "λ {:g}", "omega_log_k": "ω_log {:g} K", "tc_mcmillan_k": "Tc McMillan {:g} K",
+             "tc_allen_dynes_k": "Tc Allen–Dynes {:g} K"}
+
+
 def _print_ladder(rows: list[dict[str, Any]]) -> None:
-    click.echo(f"{'compound':<10}{'rung':<10}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
-               "  literature and verdict")
+    click.echo(f"{'compound':<10}{'rung':<14}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
+               "  verdict")
     for r in rows:
         mesh = "×".join(map(str, r["q_mesh"] or [])), "×".join(map(str, r["k_mesh"] or []))
-        start = f"{r['compound']:<10}{r['rung']:<10}{mesh[0]:<8}{mesh[1]:<10}"
+        start = f"{r['compound']:<10}{r['rung']:<14}{mesh[0]:<8}{mesh[1]:<10}"
         if r["status"] != "done":
             click.echo(f"{start}{'':>24}{r['core_hours']:8.2f}  failed: {(r['failure'] or {}).get('message', '')}")
             continue
         tc_k = next(iter(r["tc_k"].values()))["allen_dynes"]
-        known = r["reference"]
-        words = [f"λ {known.get('lambda', '-')}, ω_log {known.get('omega_log_k', '-')} K, Tc AD "
-                 f"{known.get('tc_allen_dynes_k', '-')} K ({known.get('source', 'no source given')})"] if known else []
-        words.append("converged" if r["converged"] else "not converged")
-        if r["agrees"] is not None:
-            words.append("within 15 %" if r["agrees"] else "not within 15 %")
-        click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {'; '.join(words)}")
+        words = "converged" if r["converged"] else "not converged"
+        click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {words}")
         click.echo("    λ(σ/Ry): " + ", ".join(f"{lam:.2f} ({sigma:g})" for sigma, lam, _ in r["sigmas"]))
+        for known in r["references"]:
+            values = ", ".join(f"{words.format(known[key])} ({known['off'][key]:+.0%})"
+                               for key, words in PUBLISHED.items() if key in known)
+            click.echo(f"    {'within' if known['agrees'] else 'not within'} 15 % of {values}: {known['source']}")
         if r["reasons"]:
             click.echo("    not usable: " + "; ".join(r["reasons"]))

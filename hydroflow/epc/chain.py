@@ -16,14 +16,16 @@ from hydroflow.arrays import StructureArrays
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.cost import work
+from hydroflow.epc.ground_state import k_sampling
 from hydroflow.epc.inputs import pseudo_name, species
 from hydroflow.epc.linear_response import ELPH, IRREPS
 from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
 from hydroflow.epc.scripts import SAVE
-from hydroflow.epc.verdict import METHOD
-from hydroflow.errors import HydroflowError, SettingsError
+from hydroflow.epc.verdict import METHOD, k_sampling_told
+from hydroflow.errors import FailureCode, HydroflowError, SettingsError
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
+from hydroflow.store.objects import ObjectStore
 
 EpcResult = dict[str, Any]
 """status (``done`` or ``failed``), failure {code, message, step}, jobs (keys), core_hours, and what
@@ -113,9 +115,11 @@ def irreps_specs(
 
 def collect_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
-    engine_version: str, hydrogen_dos_share: float | None = None, label: str = "", pressure_gpa: float | None = None,
+    engine_version: str, phonon_dos: Sequence[float], hydrogen_dos_share: float | None = None, label: str = "",
+    pressure_gpa: float | None = None,
 ) -> JobSpec:
-    """The collection of finished q jobs, in the order of q. The limits and the method of the verdict are part of its name."""
+    """The collection of finished q jobs, in the order of q; `phonon_dos` is that of
+    :func:`hydroflow.epc.ground_state.k_sampling`. The limits and the method of the verdict are part of its name."""
     files = {"x.dyn0": scf.outputs["x.dyn0"], "coarse.out": scf.outputs["coarse.out"]}
     for i, job in enumerate(qs, start=1):
         files |= {f"x.dyn{i}": job.outputs["dyn"], f"couplings{i}": job.outputs["couplings"],
@@ -127,8 +131,7 @@ def collect_spec(
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
-        "limits": limits(), "method": METHOD,
-        **({"phonon_dos": scf.result["phonon_dos"]} if "phonon_dos" in scf.result else {}),
+        "limits": limits(), "method": METHOD, "phonon_dos": list(phonon_dos),
         **({"loosened": loosened} if loosened else {}),
     }, engine_version, files, Resources(1, 0, 3600), label)
 
@@ -163,7 +166,7 @@ def run_chain(
     ledger: Ledger, store: Store, structures: StructureArrays, pseudos: Mapping[str, str], cutoffs: Sequence[Mapping[str, float]],
     engine_version: str, protocol_name: str | Protocol, mu_star: Sequence[float], campaign_name: str, cores: int = 1,
     on_progress: Callable[[dict[str, int]], None] | None = None, *, wall_time_s: int = 86_400,
-    modes_per_job: int = MODES_PER_JOB, poll_s: float = 1.0,
+    modes_per_job: int = MODES_PER_JOB, stop_coarse_k: bool = False, poll_s: float = 1.0,
 ) -> list[EpcResult]:
     """EPC of all structures, each step as soon as its crystal is ready for it.
 
@@ -182,9 +185,11 @@ def run_chain(
         Values of μ*, the first one first.
     on_progress
         Called with numbers of crystals and jobs: ``crystals, done, failed, jobs, jobs_done``, whenever they change.
-
     modes_per_job
         A q with more modes than this shares its linear response out among several jobs, by representations.
+    stop_coarse_k
+        End a chain after its ground state, as failed, where that shows that the check ``k_sampling`` will fail: its λ would not
+        be usable. Not with protocol ``plumbing``, whose λ never is.
 
     Returns
     -------
@@ -201,7 +206,8 @@ def run_chain(
     if lost:
         raise SettingsError(f"the pseudopotential of {', '.join(lost)} is not in the object store; install the family again "
                             "(hydroflow pseudos)")
-    run = _Run(ledger, settings, engine_version, Resources(cores, 0, wall_time_s), mu_star, campaign_name, modes_per_job)
+    run = _Run(ledger, store.objects, settings, engine_version, Resources(cores, 0, wall_time_s), mu_star, campaign_name,
+               modes_per_job, stop_coarse_k)
     chains = [_start(structures, i, settings) for i in range(len(structures))]
     wanted = {}
     for i, c in enumerate(chains):
@@ -215,8 +221,9 @@ def run_chain(
         chains[i].scf = key
 
     shown: dict[str, int] | None = None
+    documents: dict[str, Job] = {}
     while True:
-        documents = _documents(ledger, chains)
+        documents = _documents(ledger, chains, documents)
         for c in chains:
             _advance(c, documents, run)
         counts = _counts(chains, documents)
@@ -228,7 +235,7 @@ def run_chain(
             break
         ledger.check_cancelled(f"{len(open_chains)} of {len(chains)} EPC chains")
         time.sleep(poll_s)
-    documents = _documents(ledger, chains)
+    documents = _documents(ledger, chains, {})
     ledger.on_batch(list(documents.values()))
     return [_result(c, documents, settings, float(own["ecutwfc_ry"])) for c, own in zip(chains, cutoffs, strict=True)]
 
@@ -252,9 +259,12 @@ def _known(structures: StructureArrays, column: str, i: int) -> float | None:
     return None if values is None or np.isnan(values[i]) else float(values[i])
 
 
-def _documents(ledger: Ledger, chains: Sequence[_Chain]) -> dict[str, Job]:
-    keys = list(dict.fromkeys(k for c in chains for k in c.keys))
-    return {job.key: job for job in ledger.jobs(keys)} if keys else {}
+def _documents(ledger: Ledger, chains: Sequence[_Chain], before: Mapping[str, Job]) -> dict[str, Job]:
+    """The jobs of all chains; those that were done `before` are not read again, a campaign has thousands."""
+    keys = dict.fromkeys(k for c in chains for k in c.keys)
+    done = {k: before[k] for k in keys if _done(k, before)}
+    rest = [k for k in keys if k not in done]
+    return done | ({job.key: job for job in ledger.jobs(rest)} if rest else {})
 
 
 @dataclass(frozen=True)
@@ -262,12 +272,14 @@ class _Run:
     """What all chains of one call share."""
 
     ledger: Ledger
+    objects: ObjectStore
     settings: Protocol
     engine_version: str
     resources: Resources
     mu_star: Sequence[float]
     campaign: str
     modes_per_job: int
+    stop_coarse_k: bool
 
 
 def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
@@ -280,6 +292,11 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
     if scf is None or scf.state != "done":
         return
     if not c.qs:
+        if run.stop_coarse_k and run.settings.name != "plumbing":
+            off, text = k_sampling_told(k_sampling(scf, run.objects), run.settings.degauss_ry)
+            if off is None or off > limits()["phonon_dos"]:
+                c.failure = _failure("scf", FailureCode.coarse_k_mesh.value, text)
+                return
         _begin_linear_response(c, scf, run)
         return
     for i, parts in enumerate(c.irreps):
@@ -289,7 +306,8 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
             c.qs[i] = run.ledger.submit([spec], run.campaign)[0]
     if c.collect is None and all(k is not None and _done(k, documents) for k in c.qs):
         spec = collect_spec(c.crystal, c.grid, run.settings, scf, [documents[k] for k in c.qs if k], run.mu_star,
-                            run.engine_version, c.hydrogen_dos_share, f"{c.label} collect", c.pressure_gpa)
+                            run.engine_version, k_sampling(scf, run.objects), c.hydrogen_dos_share, f"{c.label} collect",
+                            c.pressure_gpa)
         c.collect = run.ledger.submit([spec], run.campaign)[0]
 
 
@@ -315,12 +333,13 @@ def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
 
 def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole, unless it
-    was cancelled or ran out of time again and again."""
+    was cancelled or was given up because it ran out of time again and again."""
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
     known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only("key", "state", "failure")
-             if job.state != "cancelled" and (job.failure or {}).get("code") != "walltime"}
+             if job.state != "cancelled" and not (
+                 job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime")}
     shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
               for q, w in enumerate(whole, start=1)]
     run.ledger.submit([*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)],

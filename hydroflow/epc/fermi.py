@@ -69,7 +69,9 @@ def dense_dos(bands: DenseBands, fermi_ev: float, sigmas_ry: list[float]) -> lis
     return out
 
 
-def phonon_dos(bands: DenseBands, fermi_ev: float, smearing_ry: float, cell: np.ndarray, coarse: Sequence[int]) -> list[float]:
+def phonon_dos(
+    bands: DenseBands, fermi_ev: tuple[float, float], smearing_ry: float, cell: np.ndarray, coarse: Sequence[int],
+) -> list[float]:
     """N(E_F) as the electrons under the phonons have it, in states/spin/Ry/cell: with their smearing (Methfessel and Paxton,
     Phys. Rev. B 40, 3616, first order), on the dense mesh and on the coarse one alone, whose points are among the dense one's.
 
@@ -77,11 +79,15 @@ def phonon_dos(bands: DenseBands, fermi_ev: float, smearing_ry: float, cell: np.
 
     Parameters
     ----------
+    fermi_ev : Fermi levels of the dense and of the coarse run: a coarse mesh has its electrons fill to a level of its own.
     cell : (3, 3) Å, lattice vectors as rows; the first is as long as alat.
     coarse : divisions of the coarse mesh.
     """
     fractional = bands.k_points @ (cell / np.linalg.norm(cell[0])).T * np.asarray(coarse)
     inside = (np.abs(fractional - np.round(fractional)) < 1e-4).all(axis=1)
-    x = (bands.energies_ry - fermi_ev / RYDBERG_EV) / smearing_ry
-    delta = ((1.5 - x**2) * np.exp(-x**2)).sum(axis=1) / (smearing_ry * np.sqrt(np.pi))
-    return [float(np.average(delta[chosen], weights=bands.weights[chosen])) for chosen in (np.ones_like(inside), inside)]
+    out = []
+    for level, chosen in zip(fermi_ev, (np.ones_like(inside), inside), strict=True):
+        x = (bands.energies_ry[chosen] - level / RYDBERG_EV) / smearing_ry
+        delta = ((1.5 - x**2) * np.exp(-x**2)).sum(axis=1) / (smearing_ry * np.sqrt(np.pi))
+        out.append(float(np.average(delta, weights=bands.weights[chosen])))
+    return out

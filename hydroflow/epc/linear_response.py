@@ -19,7 +19,7 @@ from hydroflow.dispatch.engine import Collected, Recovery
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc import failures
 from hydroflow.epc.inputs import PREFIX, coupling_input, phonon_input
-from hydroflow.epc.modes import unknown_couplings
+from hydroflow.epc.modes import acoustic_at_gamma, unknown_couplings
 from hydroflow.epc.protocols import limits
 from hydroflow.epc.qe_files import read_couplings, read_dynamical
 from hydroflow.epc.scripts import DAMAGED, SAVE, exit_code, head, killed, pools, times
@@ -193,7 +193,8 @@ fi
         if (folder / OTHER_PATTERNS).exists() and (folder / OTHER_PATTERNS).stat().st_size:
             raise EngineFailure(FailureCode.bad_input, "the jobs that shared this q out have different displacement patterns: "
                                 "they ran with different libraries. Let one cluster, with one ph.x, take epc.irreps, and run "
-                                "them again (`hydroflow jobs retry --kind epc.irreps --redo`)")
+                                f"the parts of q {q} of this crystal again: `hydroflow jobs retry KEYS --redo`, KEYS as "
+                                "`hydroflow jobs list --kind epc.irreps` shows them")
         failures.judge(folder / "phonons.out", "PHONON", code)
         failures.judge(folder / "couplings.out", "PHONON", code)
         dynamical = read_dynamical(folder / f"{PREFIX}.dyn{q}")
@@ -203,7 +204,8 @@ fi
             raise EngineFailure(FailureCode.bad_input, f"ph.x computed q = {dynamical.q}, wanted {expected}")
         if len(couplings.omega2_ry2) != len(dynamical.frequencies_thz):
             raise EngineFailure(FailureCode.corrupted_output, "couplings and dynamical matrix have different numbers of modes")
-        lowest = float(np.min(dynamical.frequencies_thz))
+        # acoustic modes at Γ are noise, and may lie well below zero
+        lowest = float(np.min(dynamical.frequencies_thz[~acoustic_at_gamma(dynamical)], initial=np.inf))
         if not np.isfinite(couplings.gamma_ghz).all() and lowest < -limits()["imaginary_thz"]:
             # ph.x prints asterisks for the linewidths of strongly imaginary modes: the crystal is unstable, the file is whole
             raise EngineFailure(FailureCode.imaginary_modes, f"the lowest mode at q {q} is imaginary, {lowest:.1f} THz, and "

@@ -49,7 +49,7 @@ DAMAGED = (FailureCode.missing_restart_data, FailureCode.truncated_output, Failu
 """Failures of which an attempt in a fresh folder is likely to be free."""
 
 
-def killed(failure: EngineFailure, attempt: int, most: int = 6) -> Recovery | None:
+def killed(failure: EngineFailure, attempt: int, most: int) -> Recovery | None:
     """What a job does that was stopped from outside, up to `most` times."""
     if failure.code in (FailureCode.walltime, FailureCode.killed) and attempt <= most:
         return Recovery("continued from the checkpoints in its folder", keep_folder=True)

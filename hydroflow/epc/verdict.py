@@ -103,9 +103,14 @@ def summarise(
         "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
     }
     spectra = {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
-    if (tetrahedra := _tetrahedra(inputs, folder)) is not None:
-        result["tetrahedra"] = _rows(tetrahedra, [tetrahedra.coupling(0)], inputs["mu_stars"])[0]
-        spectra["tetrahedra"] = _spectra(tetrahedra, [tetrahedra.coupling(0)], [])
+    try:
+        if (tetrahedra := _tetrahedra(inputs, folder)) is not None:
+            coupling = tetrahedra.coupling(0)
+            result["tetrahedra"] = _rows(tetrahedra, [coupling], inputs["mu_stars"])[0]
+            spectra["tetrahedra"] = _spectra(tetrahedra, [coupling], [])
+    except (DataError, EngineFailure) as error:
+        # a second opinion only: the value of the broadenings stands
+        result["limitations"].append(f"by tetrahedra there is no λ (q counted without Γ): {error}")
     return result, spectra
 
 
@@ -205,12 +210,8 @@ def _checks(
     k, q = (float((lengths / np.array(inputs[key])).max()) for key in ("coarse", "q_mesh"))
     check("mesh_density", k <= bounds["k_spacing"] and q <= bounds["q_spacing"], k, bounds["k_spacing"],
           f"k spacing {k:.2f} 1/Å (limit {bounds['k_spacing']:g}), q spacing {q:.2f} 1/Å (limit {bounds['q_spacing']:g})")
-    if "phonon_dos" in inputs:
-        dense, coarse = inputs["phonon_dos"]
-        off = abs(coarse / dense - 1) if dense > 0 else None
-        check("k_sampling", off is not None and off <= bounds["phonon_dos"], off, bounds["phonon_dos"],
-              f"N(E_F) with the phonons' smearing of {inputs['protocol']['degauss_ry']:g} Ry is {coarse:.2f} on their k mesh and "
-              f"{dense:.2f} on the dense one: a denser k mesh or a wider smearing brings them together")
+    off, text = k_sampling_told(inputs["phonon_dos"], inputs["protocol"]["degauss_ry"])
+    check("k_sampling", off is not None and off <= bounds["phonon_dos"], off, bounds["phonon_dos"], text)
     mesh, points, stars = "×".join(str(n) for n in inputs["q_mesh"]), int(np.prod(inputs["q_mesh"])), int(modes.weights.sum())
     check("q_points", stars == points, stars, points,
           f"{len(modes.q)} irreducible q stand for {stars} of the {points} points of the {mesh} mesh")
@@ -253,6 +254,16 @@ def _checks(
     else:
         check("interpolation", False, None, bounds["interpolation"], f"not interpolated: {interpolation_note}")
     return out
+
+
+def k_sampling_told(phonon_dos: Sequence[float], smearing_ry: float) -> tuple[float | None, str]:
+    """How far N(E_F) of the phonons' k mesh is from that of the dense one, relative to it (None where that is not positive),
+    and in words."""
+    dense, coarse = phonon_dos
+    off = abs(coarse / dense - 1) if dense > 0 else None
+    return off, (f"N(E_F) with the phonons' smearing of {smearing_ry:g} Ry is {coarse:.2f} on their k mesh and {dense:.2f} on "
+                 f"the dense one ({'not positive' if off is None else f'{coarse / dense - 1:+.0%}'}, "
+                 f"{limits()['phonon_dos']:.0%} at most): a denser k mesh or a wider smearing brings them together")
 
 
 def _interpolated_modes(lowest: dict[str, Any] | None, note: str, bounds: Mapping[str, float]) -> dict[str, Any]:

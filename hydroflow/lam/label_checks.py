@@ -59,11 +59,11 @@ def check_frames(frames: StructureArrays, expected_pressure_gpa: float | None = 
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
             raise DataError(f"{name} of frame {int(frames.owner[np.argmax(bad)])} are not finite")
-    _check_units(frames, expected_pressure_gpa)
     settings = sorted({str(s) for s in frames.columns["label_settings"]})
-    if len(settings) > 1:
+    if len(settings) > 1:  # first: two levels of theory look like wrong units
         raise DataError(f"frames of {len(settings)} label settings are mixed ({settings[0]}; {settings[1]}; …); "
                         "make one dataset per level of theory")
+    _check_units(frames, expected_pressure_gpa)
     return settings[0]
 
 

@@ -166,7 +166,7 @@ def coupling(
         [{"ecutwfc_ry": settings.ecutwfc_ry, "ecutrho_ry": settings.ecutrho_ry}] * len(structures),
         settings.engine, campaign.epc.protocol,
         campaign.epc.mu_star, campaign.name, campaign.epc.cores, told, wall_time_s=campaign.epc.wall_time_s,
-        modes_per_job=campaign.epc.modes_per_job)
+        modes_per_job=campaign.epc.modes_per_job, stop_coarse_k=True)
     for candidate, result in zip(candidates, results, strict=True):
         _record(campaign, candidate, result)
     return results

@@ -27,7 +27,7 @@ from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc import plots
 from hydroflow.epc.chain import run_chain, scf_spec
-from hydroflow.epc.ground_state import EpcScf
+from hydroflow.epc.ground_state import EpcScf, k_sampling
 from hydroflow.epc.linear_response import IRREPS, EpcIrreps, EpcQ
 from hydroflow.epc.protocols import Meshes, meshes, primitive, protocol
 from hydroflow.epc.qe_files import read_couplings
@@ -115,6 +115,22 @@ def test_a_missing_pseudopotential_fails_one_crystal_only_and_the_other_gets_tet
         run_chain(Ledger(store), store, batch, {"Al": "sha256:" + "0" * 64}, [CUTOFFS] * 2, ENGINE, settings, [0.1], "one")
 
 
+def test_a_k_mesh_too_coarse_for_its_smearing_is_known_before_any_phonon_is_paid_for(store, agent):
+    agent()
+    settings = replace(protocol("screening"), q_spacing=1.5, k_spacing=1.5, degauss_ry=0.01)
+    given = (Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), [CUTOFFS], ENGINE, settings, [0.1],
+             "one")
+    stopped = run_chain(*given, stop_coarse_k=True)[0]
+    assert stopped["status"] == "failed" and stopped["failure"]["code"] == "coarse_k_mesh"
+    assert stopped["failure"]["step"] == "scf" and "10% at most" in stopped["failure"]["message"]
+    assert [j.kind for j in Job.objects] == ["epc.scf"]
+    # the numbers of a ground state that an older version collected come from what it left
+    found = Job.objects.get(kind="epc.scf").result["k_sampling_dos"]
+    Job.objects(kind="epc.scf").update_one(unset__result__k_sampling_dos=1)
+    assert k_sampling(Job.objects.get(kind="epc.scf"), store.objects) == found
+    assert run_chain(*given, stop_coarse_k=True)[0] == stopped
+
+
 def test_a_large_cell_shares_out_its_linear_response_unless_it_is_there_whole(store, agent):
     agent()
     settings = replace(protocol("plumbing"), k_spacing=2.0)
@@ -122,6 +138,11 @@ def test_a_large_cell_shares_out_its_linear_response_unless_it_is_there_whole(st
              "one")
     whole = run_chain(*given)[0]
     assert run_chain(*given, modes_per_job=1)[0]["jobs"] == whole["jobs"]
+    # also while it is being continued after a wall time
+    Job.objects(key=whole["jobs"][1]).update_one(set__state="running", set__failure={"code": "walltime"})
+    with pytest.raises(StopIteration):
+        run_chain(*given, modes_per_job=1, on_progress=lambda _: next(iter(())))
+    assert not Job.objects(kind="epc.irreps")
 
     Job.objects(kind__in=["epc.q", "epc.collect"]).delete()
     shared = run_chain(*given, modes_per_job=1)[0]

@@ -14,6 +14,7 @@ from hydroflow.units import RYDBERG_EV
 ALAT = 3.0
 CELL = ALAT / 2 * np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]])
 FERMI_RY = 0.7
+FERMI_EV = FERMI_RY * RYDBERG_EV
 WIDTH_RY = 0.15
 
 
@@ -44,16 +45,20 @@ def smeared(n: int, sigma: float) -> float:
 def test_the_coarse_mesh_is_found_in_the_dense_one(tmp_path, coarse):
     bands = read_dense_bands(write(tmp_path / "x.a2Fsave", 12))
     for sigma in (0.02, WIDTH_RY):
-        dense, own = phonon_dos(bands, FERMI_RY * RYDBERG_EV, sigma, CELL, [coarse] * 3)
+        dense, own = phonon_dos(bands, (FERMI_EV, FERMI_EV), sigma, CELL, [coarse] * 3)
         assert dense == pytest.approx(smeared(12, sigma), rel=1e-6) and own == pytest.approx(smeared(coarse, sigma), rel=1e-6)
 
 
 def test_a_wide_smearing_brings_the_meshes_together_and_both_to_the_band(tmp_path):
     bands = read_dense_bands(write(tmp_path / "x.a2Fsave", 24))
-    dense, coarse = phonon_dos(bands, FERMI_RY * RYDBERG_EV, WIDTH_RY, CELL, [12] * 3)
+    dense, coarse = phonon_dos(bands, (FERMI_EV, FERMI_EV), WIDTH_RY, CELL, [12] * 3)
     assert coarse == pytest.approx(dense, rel=0.01)
-    narrow = phonon_dos(bands, FERMI_RY * RYDBERG_EV, 0.01, CELL, [12] * 3)
+    narrow = phonon_dos(bands, (FERMI_EV, FERMI_EV), 0.01, CELL, [12] * 3)
     assert abs(narrow[1] / narrow[0] - 1) > 0.1
+    # the electrons of a coarse mesh fill to a level of their own
+    own = phonon_dos(bands, (FERMI_EV, FERMI_EV + 0.05 * RYDBERG_EV), WIDTH_RY, CELL, [12] * 3)
+    assert own[0] == dense and own[1] == pytest.approx(
+        phonon_dos(bands, (0.0, FERMI_EV + 0.05 * RYDBERG_EV), WIDTH_RY, CELL, [12] * 3)[1]) != coarse
     # the band holds one state per spin: its density of states integrates to one
     energies = np.linspace(-0.5, 2.0, 400)
     total = sum(dense_dos(bands, e * RYDBERG_EV, [WIDTH_RY])[0] for e in energies) * (energies[1] - energies[0])

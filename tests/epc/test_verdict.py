@@ -52,7 +52,7 @@ def inputs(name: str = "screening", **changes: Any) -> dict[str, Any]:
                "fractional": [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]}
     return {"protocol": protocol(name).settings(), "crystal": crystal, "coarse": [8, 8, 8], "n_q": 3,
             "q_mesh": [2, 2, 2], "mu_stars": [0.1, 0.15],
-            "hydrogen_dos_share": None, **changes}
+            "hydrogen_dos_share": None, "phonon_dos": [3.47, 3.42], **changes}
 
 
 def failed(result: dict[str, Any]) -> set[str]:
@@ -93,8 +93,8 @@ def test_a_good_chain_is_usable_and_says_on_what(folder):
 def test_every_check_says_why(folder):
     result, _ = summarise(inputs(), folder)
     assert {c["name"] for c in result["checks"]} == {
-        "protocol", "mesh_density", "q_points", "self_consistency", "imaginary_modes", "acoustic_sum_rule", "plateau",
-        "negative_weight", "lambda", "interpolation", "interpolated_modes", "relaxed"}
+        "protocol", "mesh_density", "k_sampling", "q_points", "self_consistency", "imaginary_modes", "acoustic_sum_rule",
+        "plateau", "negative_weight", "lambda", "interpolation", "interpolated_modes", "relaxed"}
     assert all(c["text"] for c in result["checks"])
 
 
@@ -102,7 +102,7 @@ def test_every_check_says_why(folder):
                                                          (-0.1, -0.1, False)])
 def test_phonons_on_a_k_mesh_too_coarse_for_their_smearing_are_not_usable(folder, dense, coarse, passes):
     """H3S with 0.05 Ry on k 16³ and with 0.02 Ry on k 12³; smeared deltas of first order can be negative."""
-    result, _ = summarise({**inputs(limits=LENIENT), "phonon_dos": [dense, coarse]}, with_interpolation(folder))
+    result, _ = summarise(inputs(limits=LENIENT, phonon_dos=[dense, coarse]), with_interpolation(folder))
     assert failed(result) == (set() if passes else {"k_sampling"})
 
 
@@ -202,6 +202,18 @@ def test_imaginary_modes_are_named_and_left_out(tmp_path):
     assert {"imaginary_modes", "interpolation"} <= failed(result)
     assert result["imaginary_modes"][0]["frequency_thz"] == pytest.approx(-56.2, abs=0.1)
     assert result["lambda"] > 0
+
+
+@pytest.mark.parametrize("spoilt", [lambda text: text[:200], lambda text: text.replace("-0.433013", "-0.333013")])
+def test_tetrahedra_that_cannot_be_used_leave_the_value_of_the_broadenings(folder, spoilt):
+    whole, _ = summarise(inputs(), folder)
+    for q in (2, 3):
+        text = (DATA / "h3s" / "elph_dir" / f"elph.inp_lambda.{q}").read_text()
+        (folder / f"tetrahedra{q}").write_text(spoilt(text))
+    result, spectra = summarise(inputs(), folder)
+    assert "tetrahedra" not in result and "tetrahedra" not in spectra
+    assert "by tetrahedra there is no λ" in result["limitations"][-1]
+    assert {k: v for k, v in result.items() if k != "limitations"} == {k: v for k, v in whole.items() if k != "limitations"}
 
 
 def test_spectra_integrate_to_lambda(folder):

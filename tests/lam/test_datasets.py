@@ -63,6 +63,8 @@ def _without(name: str) -> StructureArrays:
     (_changed(virial_ev=labelled().columns["virial_ev"] / labelled().volumes[:, None, None] * 1602.18), "not a stress"),
     (_changed(forces_ev_a=labelled().atom_columns["forces_ev_a"] * 1e3), "units"),
     (_changed(label_settings=np.array(["a"] * 60 + ["b"] * 70)), "2 label settings are mixed"),
+    (_changed(label_settings=np.array(["a"] * 60 + ["b"] * 70), energy_ev=labelled().columns["energy_ev"]
+              + np.repeat([0.0, 1e5], [60, 70])), "2 label settings are mixed"),
 ])
 def test_unusable_frames_are_refused_with_the_reason(frames: StructureArrays, message: str) -> None:
     with pytest.raises(DataError, match=message):
