@@ -50,7 +50,7 @@ NOTES = {
     "search.structures_per_composition": "structures generated per composition",
     "epc.mu_star": "μ* that Tc is given for; the first is the one that ranks",
     "epc.cores": "cores of one job",
-    "epc.wall_time_s": "time limit of one job; a job that runs out goes on from its checkpoint",
+    "epc.wall_time_s": "time limit of one job; a ph.x that runs out goes on from its checkpoint, a pw.x begins again, once",
     "tc.folds": "folds of the cross-validation",
     "tc.steps": "training steps of the Tc model",
     "clusters.*.batch": "scheduler; `Shell` runs jobs directly",

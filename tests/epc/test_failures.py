@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc.failures import judge, timings
 from hydroflow.epc.ground_state import EpcScf
 from hydroflow.epc.inputs import phonon_input
-from hydroflow.epc.linear_response import EpcQ
+from hydroflow.epc.linear_response import ELPH, EpcQ
 from hydroflow.errors import EngineFailure, FailureCode
 
 OUTPUTS = Path(__file__).parent / "data" / "outputs"
@@ -121,6 +122,30 @@ def test_declared_recoveries():
     assert EpcScf().recover(job, EngineFailure(C.parallel_limits, "x"), 1).adjustments == {"pools": 1}
     assert EpcScf().recover(job, EngineFailure(C.truncated_output, "x"), 1) is not None
     assert EpcScf().recover(job, EngineFailure(C.truncated_output, "x"), 2) is None
+    # pw.x begins its run again: where that does not fit into the wall time, it never will
+    assert [EpcScf().recover(job, EngineFailure(C.walltime, "x"), n) is not None for n in (1, 2)] == [True, False]
+    assert EpcScf().recover(job, EngineFailure(C.killed, "x"), 6).keep_folder
+
+
+def test_noise_of_the_acoustic_modes_at_gamma_is_no_instability(tmp_path):
+    """H3S at Γ with an acoustic mode at −0.8 THz and a linewidth of an optical one that does not fit into its field."""
+    data = OUTPUTS.parent / "h3s"
+    shutil.copy(OUTPUTS / "ok_ph.out", tmp_path / "phonons.out")
+    shutil.copy(OUTPUTS / "ok_ph.out", tmp_path / "couplings.out")
+    (tmp_path / ELPH).write_bytes(b"")
+    job = JobSpec("epc.q", {"q": 1, "q_cartesian": [0.0, 0.0, 0.0], "sigma_count": 10}, "qe")
+
+    def collect(first: str, optical: str) -> Collected:
+        (tmp_path / "x.dyn1").write_text((data / "x.dyn1").read_text().replace(
+            "freq (    1) =       0.682838", f"freq (    1) = {first}").replace(
+            "freq (    4) =      14.432856", f"freq (    4) = {optical}"))
+        (tmp_path / "couplings.dat").write_text((data / "elph_dir" / "elph.inp_lambda.1").read_text().replace(
+            "gamma=  103.12 GHz", "gamma=******** GHz"))
+        return EpcQ().collect(job, tmp_path)
+
+    assert collect("     -0.800000", "     14.432856").result["frequencies_thz"][0] == -0.8
+    with pytest.raises(EngineFailure, match=r"the lowest mode at q 1 is imaginary, -0\.8 THz"):
+        collect("      0.682838", "     -0.800000")
 
 
 class _Scripted(EpcQ):
