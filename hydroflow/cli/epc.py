@@ -217,11 +217,9 @@ def ladder(
     _print_ladder(rows)
 
 
-PUBLISHED = {"lambda": "λ {:g}", "omega_log_k": "ω_log {:g} K", "tc_mcmillan_k": "Tc McMillan {:g} K",
-             "tc_allen_dynes_k": "Tc Allen–Dynes {:g} K"}
-
-
 def _print_ladder(rows: list[dict[str, Any]]) -> None:
+    from hydroflow.epc.ladder import PUBLISHED
+
     click.echo(f"{'compound':<10}{'rung':<14}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
                "  verdict")
     for r in rows:

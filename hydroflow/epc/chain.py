@@ -21,7 +21,7 @@ from hydroflow.epc.inputs import pseudo_name, species
 from hydroflow.epc.linear_response import ELPH, IRREPS
 from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
 from hydroflow.epc.scripts import SAVE
-from hydroflow.epc.verdict import METHOD, k_sampling_told
+from hydroflow.epc.verdict import METHOD, judge_k_sampling
 from hydroflow.errors import FailureCode, HydroflowError, SettingsError
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
@@ -293,8 +293,9 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
         return
     if not c.qs:
         if run.stop_coarse_k and run.settings.name != "plumbing":
-            off, text = k_sampling_told(k_sampling(scf, run.objects), run.settings.degauss_ry)
-            if off is None or off > limits()["phonon_dos"]:
+            passed, *_, text = judge_k_sampling(
+                k_sampling(scf, run.objects), run.settings.degauss_ry, limits()["phonon_dos"])
+            if not passed:
                 c.failure = _failure("scf", FailureCode.coarse_k_mesh.value, text)
                 return
         _begin_linear_response(c, scf, run)

@@ -24,7 +24,8 @@ from hydroflow.store.documents import Job
 from hydroflow.store.objects import ObjectStore
 
 K_SAMPLING = "k_sampling_dos"
-"""Key of the result: N(E_F) with the smearing of the phonons, [on the dense k mesh, on theirs], states/spin/Ry/cell."""
+"""Key of the result: N(E_F) with the smearing of the phonons, [on the dense k mesh, on theirs], states/spin/Ry/cell. Its older
+name ``phonon_dos`` had both at the Fermi level of the dense run, and is not read."""
 
 # ph.x integrates by tetrahedra where the description of the ground state says so; the phonons need the smeared one.
 _TETRAHEDRAL_GROUND_STATE = f"""rm -rf tetrahedra out/tetrahedra.xml

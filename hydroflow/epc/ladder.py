@@ -29,8 +29,9 @@ CLOSE = 0.15
 COMPARED = ("lambda", "omega_log_k")
 """What is compared between rungs."""
 
-PUBLISHED = (*COMPARED, "tc_mcmillan_k", "tc_allen_dynes_k")
-"""What a reference may have, and is compared with the literature; Tc at the ladder's first μ*."""
+PUBLISHED = {"lambda": "λ {:g}", "omega_log_k": "ω_log {:g} K", "tc_mcmillan_k": "Tc McMillan {:g} K",
+             "tc_allen_dynes_k": "Tc Allen–Dynes {:g} K"}
+"""What a reference may have, and how it is said; all of it is compared with the literature, Tc at the ladder's first μ*."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ DAMAGED = (FailureCode.missing_restart_data, FailureCode.truncated_output, Failu
 def killed(failure: EngineFailure, attempt: int, most: int) -> Recovery | None:
     """What a job does that was stopped from outside, up to `most` times."""
     if failure.code in (FailureCode.walltime, FailureCode.killed) and attempt <= most:
-        return Recovery("continued from the checkpoints in its folder", keep_folder=True)
+        return Recovery("continued in its folder, from what it had finished", keep_folder=True)
     return None
 
 

@@ -210,8 +210,7 @@ def _checks(
     k, q = (float((lengths / np.array(inputs[key])).max()) for key in ("coarse", "q_mesh"))
     check("mesh_density", k <= bounds["k_spacing"] and q <= bounds["q_spacing"], k, bounds["k_spacing"],
           f"k spacing {k:.2f} 1/Å (limit {bounds['k_spacing']:g}), q spacing {q:.2f} 1/Å (limit {bounds['q_spacing']:g})")
-    off, text = k_sampling_told(inputs["phonon_dos"], inputs["protocol"]["degauss_ry"])
-    check("k_sampling", off is not None and off <= bounds["phonon_dos"], off, bounds["phonon_dos"], text)
+    check("k_sampling", *judge_k_sampling(inputs["phonon_dos"], inputs["protocol"]["degauss_ry"], bounds["phonon_dos"]))
     mesh, points, stars = "×".join(str(n) for n in inputs["q_mesh"]), int(np.prod(inputs["q_mesh"])), int(modes.weights.sum())
     check("q_points", stars == points, stars, points,
           f"{len(modes.q)} irreducible q stand for {stars} of the {points} points of the {mesh} mesh")
@@ -256,14 +255,15 @@ def _checks(
     return out
 
 
-def k_sampling_told(phonon_dos: Sequence[float], smearing_ry: float) -> tuple[float | None, str]:
-    """How far N(E_F) of the phonons' k mesh is from that of the dense one, relative to it (None where that is not positive),
-    and in words."""
+def judge_k_sampling(phonon_dos: Sequence[float], smearing_ry: float, limit: float) -> tuple[bool, float | None, float, str]:
+    """Whether N(E_F) of the phonons' k mesh is near enough to that of the dense one; how far it is, relative to it (None where
+    that is not positive); the limit; all of it in words."""
     dense, coarse = phonon_dos
     off = abs(coarse / dense - 1) if dense > 0 else None
-    return off, (f"N(E_F) with the phonons' smearing of {smearing_ry:g} Ry is {coarse:.2f} on their k mesh and {dense:.2f} on "
-                 f"the dense one ({'not positive' if off is None else f'{coarse / dense - 1:+.0%}'}, "
-                 f"{limits()['phonon_dos']:.0%} at most): a denser k mesh or a wider smearing brings them together")
+    words = "not positive" if off is None else f"{coarse / dense - 1:+.0%}"
+    return off is not None and off <= limit, off, limit, (
+        f"N(E_F) with the phonons' smearing of {smearing_ry:g} Ry is {coarse:.2f} on their k mesh and {dense:.2f} on the dense "
+        f"one ({words}, {limit:.0%} at most): a denser k mesh or a wider smearing brings them together")
 
 
 def _interpolated_modes(lowest: dict[str, Any] | None, note: str, bounds: Mapping[str, float]) -> dict[str, Any]:
