@@ -232,6 +232,11 @@ def _print_ladder(rows: list[dict[str, Any]]) -> None:
         words = "converged" if r["converged"] else "not converged"
         click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {words}")
         click.echo("    λ(σ/Ry): " + ", ".join(f"{lam:.2f} ({sigma:g})" for sigma, lam, _ in r["sigmas"]))
+        if rescaled := r["rescaled"]:
+            click.echo(f"    λ at N(E_F) = {rescaled['dos']:.2f} of the dense k mesh: {rescaled['lambda']:.2f} "
+                       f"({rescaled['sigma_ry']:g}), Tc AD {next(iter(rescaled['tc_k'].values()))['allen_dynes']:.0f} K"
+                       + (f", varies by {plateau['spread']:.0%} from {plateau['first']:g} to {plateau['last']:g}"
+                          if (plateau := rescaled["plateau"]) else ""))
         for known in r["references"]:
             values = ", ".join(f"{words.format(known[key])} ({known['off'][key]:+.0%})"
                                for key, words in PUBLISHED.items() if key in known)

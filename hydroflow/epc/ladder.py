@@ -196,7 +196,7 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
             row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
                                    "status": r["status"], "core_hours": r["core_hours"]}
             for key in ("q_mesh", "k_mesh", "k_mesh_dense", "lambda", "omega_log_k", "omega2_k", "sigma_ry", "tc_k", "tc_range_k",
-                        "usable", "lowest_thz", "plateau", "failure"):
+                        "usable", "lowest_thz", "plateau", "rescaled", "failure"):
                 row[key] = r.get(key)
             done = r["status"] == "done"
             row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]

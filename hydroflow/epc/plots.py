@@ -76,6 +76,9 @@ def tc_against_broadening(result: Mapping[str, Any]) -> Figure:
     if there := [r for r in rows if "lambda_interpolated" in r]:
         top.plot([r["sigma_ry"] for r in there], [r["lambda_interpolated"] for r in there],
                  "s--", ms=3, color="#7a8ea3", label="interpolated in q")
+    if rescaled := result.get("rescaled"):
+        top.plot(sigma, [r["lambda_rescaled"] for r in rows], "o:", ms=3, color="#3b7d4f",
+                 label=f"sum, at N(E_F) = {rescaled['dos']:.2f} of the dense k mesh")
     if "tetrahedra" in result:
         top.axhline(result["tetrahedra"]["lambda"], color="#c98a1b", lw=1.0, label="tetrahedra, without Γ")
     top.set_ylabel("λ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowErr
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
-METHOD = 3
+METHOD = 4
 """Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
 SMEARING_THZ = 0.5
@@ -51,7 +52,8 @@ def summarise(
     -------
     result
         lambda, omega_log_k, omega2_k, tc_k, broadenings, plateau, checks, usable and what they rest on; ``tetrahedra`` with a
-        row like those of the broadenings where the double delta was also integrated without one.
+        row like those of the broadenings where the double delta was also integrated without one; ``rescaled``, a second opinion
+        (:func:`_rescaled`).
     spectra
         α²F and λ(ω) per broadening on one grid, modes and frequencies: for plots.
 
@@ -77,6 +79,7 @@ def summarise(
         row["negative_share_interpolated"] = _round(spectrum.coupling.negative / spectrum.coupling.lambda_, 5)
     lowest = _lowest_interpolated(folder)
     plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows], bounds["plateau_spread"])
+    rescaled = _rescaled(rows, couplings, inputs["phonon_dos"][0], inputs["mu_stars"], bounds["plateau_spread"])
     chosen = reported(rows, plateau)
     row = rows[chosen]
     checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
@@ -88,9 +91,8 @@ def summarise(
         "lambda": row["lambda"], "omega_log_k": row["omega_log_k"], "omega2_k": row["omega2_k"], "tc_k": row["tc_k"],
         "tc_range_k": {m: _range([values[m] for r in on_plateau for values in r["tc_k"].values()]) for m in METHODS},
         "sigma_ry": row["sigma_ry"], "dos": row["dos"], "broadenings": rows,
-        "plateau": None if plateau is None else {
-            "sigma": rows[plateau.index]["sigma_ry"], "first": rows[plateau.first]["sigma_ry"],
-            "last": rows[plateau.last]["sigma_ry"], "spread": _round(plateau.spread, 5), "flat": plateau.flat},
+        "plateau": _told(plateau, rows),
+        "rescaled": rescaled,
         "checks": checks,
         "usable": all(c["passed"] for c in checks),
         "n_q": len(modes.q), "q_mesh": list(inputs["q_mesh"]),
@@ -176,6 +178,38 @@ def _rows(modes: ModeCouplings, couplings: list[Coupling | None], mu_stars: list
         row["tc_k"] = {mu: {m: _round(t, 3) for m, t in values.items()} for mu, values in row["tc_k"].items()}
         rows.append(row)
     return rows
+
+
+def _told(plateau: Plateau | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    return None if plateau is None else {
+        "sigma": rows[plateau.index]["sigma_ry"], "first": rows[plateau.first]["sigma_ry"],
+        "last": rows[plateau.last]["sigma_ry"], "spread": _round(plateau.spread, 5), "flat": plateau.flat}
+
+
+def _rescaled(
+    rows: list[dict[str, Any]], couplings: Sequence[Coupling | None], dense_dos: float, mu_stars: list[float], limit: float,
+) -> dict[str, Any] | None:
+    """λ brought to the N(E_F) of the dense k mesh, `dense_dos`, by the factor N/N(σ) at each broadening (Bozier et al.,
+    arXiv:2508.18371), written into the rows as ``lambda_rescaled``; the plateau of that and λ and Tc in its middle. None where
+    the dense mesh has no positive N(E_F).
+
+    The double delta counts pairs of states at E_F and is divided by N(σ) once: one N(σ) too many or too few stays in λ. Taking
+    it out leaves what a coarse k mesh or a wide broadening has wrong in the matrix elements and the nesting alone.
+    """
+    if dense_dos <= 0:
+        return None
+    for row in rows:
+        row["lambda_rescaled"] = _round(row["lambda"] * dense_dos / row["dos"], 5) if row["dos"] > 0 else 0.0
+    values = [row["lambda_rescaled"] for row in rows]
+    plateau = find_plateau([row["sigma_ry"] for row in rows], values, limit)
+    at = plateau.index if plateau and values[plateau.index] > 0 else int(np.argsort(values)[len(values) // 2])
+    coupling = couplings[at]
+    if coupling is None:
+        return None
+    scaled = replace(coupling, weights=coupling.weights * dense_dos / rows[at]["dos"])
+    tc_k = analyse([Spectrum(scaled, rows[at]["sigma_ry"], dense_dos)], mu_stars)[0]["tc_k"]
+    return {"dos": _round(dense_dos, 5), "lambda": values[at], "sigma_ry": rows[at]["sigma_ry"], "plateau": _told(plateau, rows),
+            "tc_k": {mu: {m: _round(t, 3) for m, t in by_method.items()} for mu, by_method in tc_k.items()}}
 
 
 def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum | None], str]:

@@ -170,10 +170,13 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
 def test_a_compound_that_could_not_be_relaxed_stands_in_the_table_beside_the_others(capsys):
     ladder = load_ladder(EXAMPLE)
     failed = not_relaxed({"code": "scf_not_converged", "message": "no self-consistency"}, 0.25)
-    rows = table(ladder, [[failed, *[result(2.0, 1200)] * 5] for _ in ladder.rungs])
+    rescaled = {"dos": 4.5, "lambda": 2.2, "sigma_ry": 0.02, "tc_k": {"0.10": {"allen_dynes": 222.0}},
+                "plateau": {"first": 0.01, "last": 0.05, "spread": 0.034}}
+    rows = table(ladder, [[failed, *[{**result(2.0, 1200), "rescaled": rescaled}] * 5] for _ in ladder.rungs])
     assert [r["status"] for r in rows].count("failed") == len(ladder.rungs)
     _print_ladder([rows[0], rows[2 * len(ladder.rungs)]])
     out = capsys.readouterr().out
     assert "failed: not relaxed: no self-consistency" in out and "0.25" in out
+    assert "λ at N(E_F) = 4.50 of the dense k mesh: 2.20 (0.02), Tc AD 222 K, varies by 3% from 0.01 to 0.05" in out
     # YH6, with its Tc beside λ and ω_log
     assert "within 15 % of λ 2.02 (-1%), ω_log 1190 K (+1%), Tc Allen–Dynes 208 K (-28%)" in out

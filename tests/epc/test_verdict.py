@@ -175,6 +175,31 @@ def test_one_noisy_broadening_leaves_the_other_interpolated_spectra(folder):
     assert not spectra["interpolated"][0]["a2f"] and spectra["interpolated"][1]["a2f"]
 
 
+def test_the_coupling_is_told_at_the_dense_meshs_own_dos_too(folder):
+    plain, _ = summarise(inputs(phonon_dos=[3.47, 3.42]), folder)
+    rescaled = plain["rescaled"]
+    for row in plain["broadenings"]:
+        assert row["lambda_rescaled"] / 3.47 == pytest.approx(row["lambda"] / row["dos"], abs=1e-4)
+    row = next(r for r in plain["broadenings"] if r["sigma_ry"] == rescaled["sigma_ry"])
+    assert rescaled["lambda"] == row["lambda_rescaled"] and rescaled["dos"] == 3.47
+    # where the dense mesh has N(σ) itself nothing changes, and more states couple more
+    same = summarise(inputs(phonon_dos=[row["dos"], 3.42]), folder)[0]["rescaled"]
+    assert same["lambda"] == pytest.approx(row["lambda"], abs=1e-5) and same["sigma_ry"] == row["sigma_ry"]
+    assert same["tc_k"]["0.10"] == pytest.approx(row["tc_k"]["0.10"], abs=0.05)
+    more = summarise(inputs(phonon_dos=[1.1 * row["dos"], 3.42]), folder)[0]["rescaled"]
+    assert more["lambda"] == pytest.approx(1.1 * row["lambda"], abs=1e-4)
+    assert more["tc_k"]["0.10"]["allen_dynes"] > same["tc_k"]["0.10"]["allen_dynes"]
+    # a second opinion: value and checks are those of λ(σ)
+    other = summarise(inputs(phonon_dos=[6.94, 6.84]), folder)[0]
+    assert [other[k] for k in ("lambda", "tc_k", "plateau", "usable")] == [
+        plain[k] for k in ("lambda", "tc_k", "plateau", "usable")]
+
+
+def test_without_states_at_the_fermi_level_of_the_dense_mesh_nothing_is_rescaled(folder):
+    result, _ = summarise(inputs(phonon_dos=[-0.1, 0.2]), folder)
+    assert result["rescaled"] is None and "lambda_rescaled" not in result["broadenings"][0]
+
+
 def test_a_q_that_converged_only_to_less_than_the_protocol_is_not_usable(folder):
     with_interpolation(folder)
     result, _ = summarise(inputs(limits=LENIENT, loosened={"2": 1e-10}), folder)
