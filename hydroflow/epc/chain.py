@@ -42,6 +42,9 @@ MODES_PER_JOB = 36
 Q_FIRST = 1000
 """Added to the priority of q jobs, above that of every ground state."""
 
+COLLECT_FIRST = 2 * Q_FIRST
+"""Priority of a collection, above that of every q job: it takes minutes, and a chain that is done is told before others go on."""
+
 
 def scf_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, pseudos: Mapping[str, str], cutoffs: Mapping[str, float],
@@ -133,7 +136,7 @@ def collect_spec(
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
         "limits": limits(), "method": METHOD, "phonon_dos": list(phonon_dos),
         **({"loosened": loosened} if loosened else {}),
-    }, engine_version, files, Resources(1, 0, 3600), label)
+    }, engine_version, files, Resources(1, 0, 3600), label, priority=COLLECT_FIRST)
 
 
 def _converged_to(job: Job) -> float:

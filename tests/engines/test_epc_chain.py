@@ -93,6 +93,10 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     assert insulator["status"] == "failed" and insulator["failure"]["code"] == "no_fermi_surface"
     assert told[-1]["done"] == 1 and told[-1]["failed"] == 1
 
+    # in a batch, a chain that is done is collected before others go on, and those under way go on before others begin
+    urgency = {kind: [j.priority for j in Job.objects(kind=f"epc.{kind}")] for kind in ("collect", "q", "scf")}
+    assert min(urgency["collect"]) > max(urgency["q"]) and min(urgency["q"]) > max(urgency["scf"])
+
     attempts = {j.key: (j.attempt, j.finished) for j in Job.objects}
     assert run_chain(*given)[0] == h3s_result
     assert {j.key: (j.attempt, j.finished) for j in Job.objects} == attempts
