@@ -79,7 +79,7 @@ def summarise(
         row["negative_share_interpolated"] = _round(spectrum.coupling.negative / spectrum.coupling.lambda_, 5)
     lowest = _lowest_interpolated(folder)
     plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows], bounds["plateau_spread"])
-    rescaled = _rescaled(rows, couplings, inputs["phonon_dos"][0], inputs["mu_stars"], bounds["plateau_spread"])
+    rescaled = _rescaled(rows, modes, couplings, inputs["phonon_dos"][0], inputs["mu_stars"], bounds["plateau_spread"])
     chosen = reported(rows, plateau)
     row = rows[chosen]
     checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
@@ -187,7 +187,8 @@ def _told(plateau: Plateau | None, rows: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _rescaled(
-    rows: list[dict[str, Any]], couplings: Sequence[Coupling | None], dense_dos: float, mu_stars: list[float], limit: float,
+    rows: list[dict[str, Any]], modes: ModeCouplings, couplings: Sequence[Coupling | None], dense_dos: float,
+    mu_stars: list[float], limit: float,
 ) -> dict[str, Any] | None:
     """λ brought to the N(E_F) of the dense k mesh, `dense_dos`, by the factor N/N(σ) at each broadening (Bozier et al.,
     arXiv:2508.18371), written into the rows as ``lambda_rescaled``; the plateau of that and λ and Tc in its middle. None where
@@ -198,18 +199,14 @@ def _rescaled(
     """
     if dense_dos <= 0:
         return None
-    for row in rows:
-        row["lambda_rescaled"] = _round(row["lambda"] * dense_dos / row["dos"], 5) if row["dos"] > 0 else 0.0
-    values = [row["lambda_rescaled"] for row in rows]
-    plateau = find_plateau([row["sigma_ry"] for row in rows], values, limit)
-    at = plateau.index if plateau and values[plateau.index] > 0 else int(np.argsort(values)[len(values) // 2])
-    coupling = couplings[at]
-    if coupling is None:
-        return None
-    scaled = replace(coupling, weights=coupling.weights * dense_dos / rows[at]["dos"])
-    tc_k = analyse([Spectrum(scaled, rows[at]["sigma_ry"], dense_dos)], mu_stars)[0]["tc_k"]
-    return {"dos": _round(dense_dos, 5), "lambda": values[at], "sigma_ry": rows[at]["sigma_ry"], "plateau": _told(plateau, rows),
-            "tc_k": {mu: {m: _round(t, 3) for m, t in by_method.items()} for mu, by_method in tc_k.items()}}
+    scaled = _rows(modes, [None if c is None else replace(c, weights=c.weights * dense_dos / dos)
+                           for c, dos in zip(couplings, modes.dos, strict=True)], mu_stars)
+    for row, other in zip(rows, scaled, strict=True):
+        row["lambda_rescaled"] = other["lambda"]
+    plateau = find_plateau([r["sigma_ry"] for r in scaled], [r["lambda"] for r in scaled], limit)
+    row = scaled[reported(scaled, plateau)]
+    return {"dos": _round(dense_dos, 5), **{key: row[key] for key in ("lambda", "sigma_ry", "tc_k")},
+            "plateau": _told(plateau, scaled)}
 
 
 def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum | None], str]:
