@@ -11,6 +11,7 @@ from typing import Any
 
 from hydroflow.dft import pw_output, verdict
 from hydroflow.dft.settings import LabelSettings
+from hydroflow.dispatch import mpi
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.errors import EngineFailure, FailureCode
 
@@ -58,8 +59,7 @@ def run_line(executable: str, name: str, pools: int = 1) -> str:
     # unbuffered, or the error box of a crash can be lost
     variables = "GFORTRAN_UNBUFFERED_PRECONNECTED=y"
     if not parallel(executable):
-        # a serial run under Open MPI needs neither a daemon nor a search for network hardware: 0.1 s instead of 0.5 s to start
-        variables += " OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_pml=${OMPI_MCA_pml:-ob1}"
+        variables += f" {mpi.SERIAL}"
     return f"{variables} {executable}{extra} -i {name}.in > {name}.out 2> {name}.err"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hydroflow.dispatch import mpi
 from hydroflow.dispatch.engine import Recovery
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.errors import EngineFailure, FailureCode
@@ -19,15 +20,13 @@ SAVE = "save.tar.gz"
 # Without ESPRESSO_PSEUDO a missing pseudopotential would be looked for, and perhaps found, in the system's directory.
 _HEAD = """set -e
 export GFORTRAN_UNBUFFERED_PRECONNECTED=y
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ESPRESSO_PSEUDO=$PWD
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ESPRESSO_PSEUDO="$PWD"
 """
-# One process under Open MPI needs neither a daemon nor a search for network hardware: 0.1 s instead of 0.5 s to start.
-_SERIAL = "export OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_pml=${OMPI_MCA_pml:-ob1}\n"
 
 
 def head(job: JobSpec) -> str:
     """First lines of a job's script."""
-    return _HEAD + (_SERIAL if job.resources.cores == 1 else "")
+    return _HEAD + (f"export {mpi.SERIAL}\n" if job.resources.cores == 1 else "")
 
 
 def exit_code(folder: Path) -> str:

@@ -91,6 +91,14 @@ def test_label_of_h3s(spec, folder_store, settings, tmp_path):
     assert not (tmp_path / "a" / "attempt1" / "out").exists()  # no wave functions are left
 
 
+def test_serial_runs_share_no_session_directory_of_open_mpi(spec, folder_store, tmp_path, monkeypatch):
+    """The one in TMPDIR goes when any of them ends, and a pw.x that begins just then fails (13 of 600 starts)."""
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "no folder"))
+    done = run(Label(), spec(h3s()), folder_store, tmp_path / "with a space")
+    assert done.failures == []
+
+
 def test_virial_is_the_derivative_of_the_energy(spec, folder_store, tmp_path):
     """−dE/dV by two labels at neighbouring volumes is the pressure in between (same plane waves: small strain)."""
     energies, volumes, pressures = [], [], []

@@ -236,6 +236,14 @@ def undisturbed(ground, tmp_path_factory) -> list[float]:
     return done.result["frequencies_thz"]
 
 
+def test_serial_runs_share_no_session_directory_of_open_mpi(ground, tmp_path, monkeypatch):
+    (tmp_path / "no folder").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "no folder"))
+    store, spec = ground
+    for engine, job in ((EpcScf(), _ground_state(store)[0]), (EpcQ(), spec)):
+        assert run(engine, job, store, tmp_path / f"with a space {job.kind}", executables=EXECUTABLES).failures == []
+
+
 def _running(program: str, folder: Path) -> list[int]:
     """Processes of a program that run in a folder or below it."""
     root, found = Path(os.path.realpath(folder)), []
