@@ -259,7 +259,8 @@ class Actor(threading.Thread):
                 del self.tracked[tracked.name]
             if not verdict.keep_folder:
                 rubbish.append(f"{job['folder']}/{key}")
-            still = change.target is State.prepared and "restart_from" not in {*change.values, *change.unset}
+            again = change.target in (State.prepared, State.cancelled)
+            still = again and "restart_from" not in {*change.values, *change.unset}
             if job.get("restart_from") and not still:
                 rubbish.append(job["restart_from"])
         self._clean(rubbish)

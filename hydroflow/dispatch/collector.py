@@ -97,7 +97,7 @@ class Collector:
             engine = engine_for(spec.kind)
             cost = self._cost(job, spec, folder)
             if job.get("cancel"):
-                return Verdict(Change(key, State.cancelled, job["cancel"], {"cost": cost}))
+                return self._stopped(job, spec, engine, cost, started=(folder / ".started").exists())
             code = read_exit_code(folder)
             if code is None:
                 return self._lost(job, spec, engine, cost, FailureCode.lost,
@@ -189,13 +189,26 @@ class Collector:
             return Verdict(Change(
                 key, State.failed, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
                 {"losses": losses, "failure": told, "cost": cost}), code)
-        killed = EngineFailure(FailureCode.killed, what)
-        recovery = self._recovery(engine, spec, killed, losses) if what == _VANISHED else None
         values = {"losses": losses, "failure": told, "cost": cost, "not_before": now() + timedelta(seconds=2 ** losses)}
-        if recovery is not None:
-            values["adjustments"] = {**job.get("adjustments", {}), **recovery.adjustments}
-            values["restart_from"] = f"{job['folder']}/{key}" if recovery.keep_folder else None
+        if what == _VANISHED:
+            values |= self._after_kill(job, spec, engine, what, losses)
         return Verdict(Change(key, State.prepared, f"{what}; run again", values), code, bool(values.get("restart_from")))
+
+    def _stopped(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], started: bool) -> Verdict:
+        """Nobody wants it any more, but somebody may again: what it had done stays on its cluster for a while."""
+        key, reason = job["_id"], job["cancel"]
+        if not started:  # where it was to go on from is still there
+            return Verdict(Change(key, State.cancelled, reason, {"cost": cost}))
+        values = {"restart_from": None, "cost": cost, **self._after_kill(job, spec, engine, reason, 1)}
+        return Verdict(Change(key, State.cancelled, reason, values), keep_folder=bool(values["restart_from"]))
+
+    def _after_kill(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, what: str, count: int) -> dict[str, Any]:
+        """How a job that was stopped from outside `count` times goes on, as the ledger notes it."""
+        recovery = self._recovery(engine, spec, EngineFailure(FailureCode.killed, what), count)
+        if recovery is None:
+            return {}
+        return {"adjustments": {**job.get("adjustments", {}), **recovery.adjustments},
+                "restart_from": f"{job['folder']}/{job['_id']}" if recovery.keep_folder else None}
 
     @staticmethod
     def _recovery(engine: Engine, spec: JobSpec, failure: EngineFailure, count: int) -> Recovery | None:

@@ -30,6 +30,8 @@ HISTORY = 100
 MAX_INPUT_BYTES = 1 << 20
 CHUNK = 1000
 LEASE_S = 60.0
+CHECKPOINTS_KEPT = timedelta(days=7)
+"""How long the files of a cancelled job that could go on from them stay on its cluster."""
 
 _PENDING = [s.value for s in State if s not in TERMINAL]
 
@@ -61,7 +63,7 @@ class Ledger:
     # ---- asking ----
     def submit(self, specs: Iterable[JobSpec], campaign: str) -> list[str]:
         """Want these jobs; returns their keys in order. A key that is there already keeps its state and its answer; only
-        a cancelled one is wanted again.
+        a cancelled one is wanted again, and goes on from its checkpoints where it left some within :data:`CHECKPOINTS_KEPT`.
 
         Raises
         ------
@@ -76,6 +78,8 @@ class Ledger:
         for chunk in _chunks(list(updates.values())):
             self.collection.bulk_write(chunk, ordered=False)
         for chunk in _chunks(list(updates)):
+            self.collection.update_many({"_id": {"$in": chunk}, "state": State.cancelled.value,
+                                         "finished": {"$lt": now() - CHECKPOINTS_KEPT}}, {"$unset": {"restart_from": ""}})
             self._move(chunk, State.cancelled, State.prepared, "wanted again", unset=("cancel", "failure", "finished"))
         return keys
 

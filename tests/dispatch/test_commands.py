@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
@@ -11,10 +12,10 @@ from click.testing import CliRunner
 from hydroflow.campaign import Cluster
 from hydroflow.cli.main import cli
 from hydroflow.dispatch.job import JobSpec
-from hydroflow.dispatch.ledger import Ledger
+from hydroflow.dispatch.ledger import Ledger, now
 from hydroflow.errors import HydroflowError
 from hydroflow.store.packs import read
-from tests.dispatch.engines import ECHO
+from tests.dispatch.engines import ECHO, PYTHON
 from tests.waiting import until
 
 
@@ -75,6 +76,39 @@ def test_cancel_stops_a_running_job_and_its_processes(store, agent, run, tmp_pat
     assert ledger.jobs([running])[0].state in ("prepared", "submitted", "running")
     ledger.cancel([running])
     ledger.wait([running])
+
+
+@pytest.mark.parametrize("left_for", [timedelta(days=1), timedelta(days=30)])
+def test_a_cancelled_job_goes_on_from_its_checkpoints_for_a_week(store, agent, run, tmp_path, left_for):
+    ledger, clusters = Ledger(store), tmp_path / "clusters.toml"
+    clusters.write_text("[local]\nmax_cores = 1\n")
+    jobs = store.settings.home / "jobs" / "local"
+    spec = JobSpec(PYTHON, {"x": 2, "steps": 60, "pace": 0.1}, "square 1")
+    first = agent()
+    (key,) = ledger.submit([spec], "hunt")
+
+    def steps(attempt: int) -> list[str]:
+        path = jobs / f"{key}-{attempt}" / key / "steps.txt"
+        return path.read_text().split() if path.exists() else []
+
+    until(lambda: len(steps(1)) > 10)
+    run("jobs", "cancel", key)
+    assert ledger.wait([key])[0].state == "cancelled"
+    before = steps(1)
+    assert 10 < len(before) < 60
+    first.stop.set()
+    assert until(lambda: not first.running)
+    # what an agent that starts later removes, and what it leaves
+    ledger.collection.update_one({"_id": key}, {"$set": {"finished": now() - left_for}})
+    run("jobs", "reconcile", "--clusters", str(clusters), "--apply")
+    kept = left_for.days < 7
+    assert bool(steps(1)) is kept
+
+    agent()
+    ledger.submit([spec], "hunt")
+    (done,) = ledger.wait([key])
+    assert done.state == "done" and done.attempt == 2
+    assert done.result["resumed_at"] == (len(before) if kept else 0)
 
 
 def test_a_job_two_campaigns_want_survives_one_of_them(store):
