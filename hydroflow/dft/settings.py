@@ -216,7 +216,8 @@ def qe_version(pw_command: str = "pw.x") -> str:
     with tempfile.TemporaryDirectory(prefix="hydroflow-") as scratch:
         try:
             done = subprocess.run(words, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-                                  env={**os.environ, "OMP_NUM_THREADS": "1", "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"})
+                                  env={**os.environ, "OMP_NUM_THREADS": "1", "GFORTRAN_UNBUFFERED_PRECONNECTED": "y",
+                                       "OMPI_MCA_orte_tmpdir_base": scratch})  # see hydroflow.dispatch.mpi
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SettingsError(f"`{pw_command}` does not run: {error}") from error
     match = re.search(r"Program PWSCF v\.\s*(\d+(?:\.\d+)*)", done.stdout)
