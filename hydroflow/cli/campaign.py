@@ -20,7 +20,7 @@ def check(file: Path, as_json: bool) -> None:
     """Validate FILE (or a folder with campaign.toml) and print what it would do, without doing it.
 
     Exit code 2 and one line when the file is wrong. What this machine lacks to run it (a campaign may be meant for another)
-    is the table's last row. Core-hours are rough upper estimates: every loop runs to its last
+    is the table's last row. Core-hours are rough: those of typical jobs, if every loop runs to its last
     iteration.
     """
     from hydroflow.campaign import load

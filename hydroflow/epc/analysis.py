@@ -15,9 +15,9 @@ from hydroflow.epc.readers import Spectrum
 PLATEAU_SPREAD = 0.10
 """Largest (max − min)/mean of λ over a plateau."""
 PLATEAU_POINTS = 3
-PLATEAU_RATIO = 1.5
+PLATEAU_RATIO = 2.0
 """A plateau holds so many broadenings at least, and its last is so many times the first: by points alone any smooth λ(σ) becomes
-flat when the broadenings lie closely."""
+flat when the broadenings lie closely. Over a factor of two the spread bounds the slope: |dlnλ/dlnσ| is 0.15 at most."""
 LAMBDA_MAX = 4.0
 """λ above this asks for a look: lattice instability, or a broadening far off the plateau."""
 
@@ -44,20 +44,16 @@ class Plateau:
 
 
 def find_plateau(sigmas_ry: Sequence[float], lambdas: Sequence[float], limit: float = PLATEAU_SPREAD) -> Plateau | None:
-    """The plateau of λ over ascending broadenings; None where they do not span the width of one.
+    """The plateau of λ over ascending broadenings: the longest stretch, in ln σ, that is flat within `limit`; of two as long the
+    one at smaller broadenings. None where they do not span the width of one.
 
-    The plateau at the smallest broadenings counts: towards zero the double-delta sum is noise, and at large broadenings λ
-    levels off too, at the wrong value, because N(E_F) is averaged over the bands. From the first window of least width that is
-    flat, the plateau goes on as long as it stays flat.
+    Towards zero the double-delta sum is noise, and at large broadenings λ levels off too, at the wrong value, because N(E_F) is
+    averaged over the bands. In ln σ that levelling is short, and so is the top of a rise or the foot of a fall.
     """
     sigmas, values = np.asarray(sigmas_ry, float), np.asarray(lambdas, float)
     n = len(values)
-    windows = []
-    for a in range(n):
-        wide = np.flatnonzero(sigmas >= PLATEAU_RATIO * sigmas[a] * (1 - 1e-6))
-        wide = wide[wide >= a + PLATEAU_POINTS - 1]
-        if len(wide):
-            windows.append((a, int(wide[0])))
+    windows = [(a, b) for a in range(n) for b in range(a + PLATEAU_POINTS - 1, n)
+               if sigmas[b] >= PLATEAU_RATIO * sigmas[a] * (1 - 1e-6)]
     if not windows:
         return None
 
@@ -65,21 +61,19 @@ def find_plateau(sigmas_ry: Sequence[float], lambdas: Sequence[float], limit: fl
         part = values[a:b + 1]
         return float((part.max() - part.min()) / part.mean()) if part.mean() > 0 else float("inf")
 
-    first, last = next((w for w in windows if spread(*w) <= limit), (-1, -1))
-    if first < 0:
-        first, last = min(windows, key=lambda w: spread(*w))
-        return Plateau(first, last, (first + last) // 2, spread(first, last), False)
-    while last + 1 < n and spread(first, last + 1) <= limit:
-        last += 1
-    return Plateau(first, last, (first + last) // 2, spread(first, last), True)
+    flat = [w for w in windows if spread(*w) <= limit]
+    first, last = (max(flat, key=lambda w: round(sigmas[w[1]] / sigmas[w[0]], 6)) if flat
+                   else min(windows, key=lambda w: spread(*w)))
+    return Plateau(first, last, (first + last) // 2, spread(first, last), bool(flat))
 
 
 def analyse(
     spectra: Sequence[Spectrum], mu_stars: Sequence[float], methods: tuple[str, ...] = METHODS, scaled: bool = True,
 ) -> list[dict[str, Any]]:
-    """One row per broadening: sigma_ry, lambda, omega_log_k, omega2_k, negative_share and tc_k {μ*: {method: K}}."""
+    """One row per broadening, the smallest first: sigma_ry, lambda, omega_log_k, omega2_k, negative_share and tc_k {μ*: {method:
+    K}}; in the order of `spectra` where they name no broadening."""
     rows = []
-    for s in spectra:
+    for s in sorted(spectra, key=lambda s: s.sigma_ry or 0.0):
         c = s.coupling
         rows.append({
             "sigma_ry": s.sigma_ry, "dos": s.dos, "lambda": c.lambda_, "omega_log_k": c.omega_log_k, "omega2_k": c.omega2_k,

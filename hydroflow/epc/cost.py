@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import spglib
 
-from hydroflow.epc.protocols import Crystal, Meshes
+from hydroflow.epc.protocols import Crystal, Meshes, Protocol, meshes
 
 DEFAULT_CONSTANT = 1.2e-9
 """Core hours per unit of work of QE 6.7 on one core of an ordinary server."""
@@ -36,9 +36,24 @@ def work(crystal: Crystal, grid: Meshes, ecutwfc_ry: float, electrons: float) ->
     """
     data = spglib.get_symmetry((crystal.cell, crystal.fractional, crystal.numbers), symprec=1e-3)
     operations = len(data["rotations"]) if data is not None else 1
+    return _work(len(crystal.numbers), abs(np.linalg.det(crystal.cell)), grid, operations, ecutwfc_ry, electrons)
+
+
+def _work(atoms: int, volume: float, grid: Meshes, operations: int, ecutwfc_ry: float, electrons: float) -> float:
     points = np.prod(grid.q) * np.prod(grid.coarse) / operations
-    volume = abs(np.linalg.det(crystal.cell))
-    return float(3 * len(crystal.numbers) * max(points, 1.0) * volume * ecutwfc_ry**1.5 * max(electrons, 1.0))
+    return float(3 * atoms * max(points, 1.0) * volume * ecutwfc_ry**1.5 * max(electrons, 1.0))
+
+
+def typical_core_hours(settings: Protocol, atoms: int) -> float:
+    """Core-hours of a hydride with so many atoms per primitive cell, for plans that have no structures yet.
+
+    A cubic cell at 200 GPa: 3.2 Å³ and 3 valence electrons per atom (H3S, CaH6, YH6, LaYH12, LaBeH8: 2.8 to 3.4 Å³), 60 Ry, and 8
+    symmetry operations: crystals of the space groups from 75 on have 4 to 48, so single ones are from 6 times cheaper to twice as
+    dear.
+    """
+    volume = 3.2 * atoms
+    cube = Crystal((1, 1), volume ** (1 / 3) * np.eye(3), np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]]))
+    return CostModel().core_hours(_work(atoms, volume, meshes(cube, settings), 8, 60.0, 3.0 * atoms))
 
 
 @dataclass(frozen=True)

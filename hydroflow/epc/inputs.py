@@ -106,8 +106,10 @@ def phonon_input(
         "recover": True if recover else None})
 
 
-def coupling_input(values: Mapping[str, Any], *, max_seconds: int, tetrahedra: bool = False) -> str:
-    """ph.x for the couplings of one q, from the stored variations of the potential.
+def coupling_input(
+    values: Mapping[str, Any], *, max_seconds: int, adjustments: Mapping[str, Any], tetrahedra: bool = False,
+) -> str:
+    """ph.x for the couplings of one q, from the stored variations of the potential and bands at k+q of its own.
 
     By Gaussians the matrix elements of the coarse mesh are interpolated onto the dense one; with `tetrahedra` they are computed
     on the dense mesh.
@@ -118,7 +120,7 @@ def coupling_input(values: Mapping[str, Any], *, max_seconds: int, tetrahedra: b
         how = {"electron_phonon": "lambda_tetra", **{f"nk{i}": n for i, n in enumerate(values["dense"], start=1)}}
     return "couplings\n" + namelist("inputph", {
         **_ph_common(values["q_mesh"]), "start_q": values["q"], "last_q": values["q"], "max_seconds": max_seconds,
-        "tr2_ph": values["tr2_ph"], "trans": False, **how})
+        "tr2_ph": values["tr2_ph"], "diagonalization": adjustments.get("diagonalization"), "trans": False, **how})
 
 
 def _ph_common(q_mesh: Sequence[int]) -> dict[str, Any]:

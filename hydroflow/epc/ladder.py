@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 CLOSE = 0.15
-"""Relative difference of λ and ω_log between the last two rungs, and from the literature, that counts as agreement."""
+"""Relative difference of λ and ω_log between two usable rungs, and from the literature, that counts as agreement."""
 
 COMPARED = ("lambda", "omega_log_k")
 """What is compared between rungs."""
@@ -183,13 +183,14 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     -------
     list of dict
         compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, ``sigmas`` ([σ in Ry, λ, ω_log
-        in K] per broadening), and what can be said: ``converged`` (usable, and λ and ω_log within 15 % of the rung before),
+        in K] per broadening), and what can be said: ``converged`` (usable, λ and ω_log within 15 % of the usable rung before),
         ``references`` (each with ``off``, the relative difference from every value it has, and ``agrees``, all of them within
         15 %; without these two where the rung has no result), ``reasons`` (checks that failed).
     """
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
         before: dict[str, Any] | None = None
+        usable: dict[str, Any] | None = None
         last: Protocol | None = None
         for rung, found in zip(ladder.rungs, results, strict=True):
             r = found[n]
@@ -203,12 +204,13 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
             # the same calculation twice (spacings that round alike for this cell) is one rung
             repeated = bool(done and before and last and _same(rung, last)
                             and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh", "k_mesh_dense")))
-            # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing
+            # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing, and nothing to it
             row["converged"] = rows[-1]["converged"] if repeated else bool(
-                done and r["usable"] and before and all(_close(r[k], before[k]) for k in COMPARED))
+                done and r["usable"] and usable and all(_close(r[k], usable[k]) for k in COMPARED))
             row["references"] = [_compared(r, known, ladder.mu_star[0]) if done else known for known in compound.references]
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
             before, last = r if done else None, rung
+            usable = r if done and r["usable"] else usable
             rows.append(row)
     return rows
 

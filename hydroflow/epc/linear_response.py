@@ -28,6 +28,10 @@ from hydroflow.errors import EngineFailure, FailureCode
 ELPH = "elph.tar.gz"
 IRREPS = "irreps.tar.gz"
 OTHER_PATTERNS = "other_patterns.out"
+ALONE = "couplings.alone"
+"""Made where an attempt begins with its phonons done: the couplings had all its time."""
+CONVERGED = "Convergence has been achieved"
+"""What ph.x says of a finished representation."""
 RESERVE = 0.93
 """Share of the wall time after which ph.x stops by itself, to leave time for writing its checkpoint."""
 
@@ -113,6 +117,27 @@ def _write_phonons(job: JobSpec, adjustments: Mapping[str, Any], folder: Path) -
     return seconds
 
 
+_STOPPED = (FailureCode.walltime, FailureCode.killed, FailureCode.truncated_output)
+
+
+def _judge(job: JobSpec, folder: Path, output: str) -> None:
+    """:func:`hydroflow.epc.failures.judge` of ph.x; the details of a run that was stopped say whether it was ``stuck``, with
+    nothing done that the next one could go on from.
+
+    At Γ ph.x goes on within a representation, elsewhere only with the next one; couplings start again.
+    """
+    try:
+        failures.judge(folder / output, "PHONON", exit_code(folder))
+    except EngineFailure as failure:
+        if output == "phonons.out":
+            text = (folder / output).read_text(errors="replace") if (folder / output).exists() else ""
+            stuck = job.inputs["q"] > 1 and CONVERGED not in failures.last_run(text, "PHONON")
+        else:
+            stuck = (folder / ALONE).exists()
+        words = "; it had finished nothing to go on from" if stuck and failure.code in _STOPPED else ""
+        raise EngineFailure(failure.code, failure.message + words, {**failure.details, "stuck": stuck}) from failure
+
+
 _TETRAHEDRAL_COUPLINGS = f"""cp out/tetrahedra.xml out/{PREFIX}.save/data-file-schema.xml
 cp out/tetrahedra.xml out/{PREFIX}.xml
 $PH -in tetrahedra.in > tetrahedra.out 2>&1
@@ -142,7 +167,7 @@ class EpcIrreps:
         return ("phonons.out", IRREPS)
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
-        failures.judge(folder / "phonons.out", "PHONON", exit_code(folder))
+        _judge(job, folder, "phonons.out")
         if not (folder / IRREPS).exists():
             raise EngineFailure(FailureCode.missing_output, "the representations were not packed: the job ended early")
         return Collected({"q": job.inputs["q"], "representations": job.inputs["representations"],
@@ -165,13 +190,15 @@ class EpcQ:
 
     def prepare(self, job: JobSpec, adjustments: Mapping[str, Any], folder: Path) -> None:
         seconds = _write_phonons(job, adjustments, folder)
-        (folder / "couplings.in").write_text(coupling_input(job.inputs, max_seconds=seconds))
+        (folder / "couplings.in").write_text(coupling_input(job.inputs, max_seconds=seconds, adjustments=adjustments))
         if "dense" in job.inputs:
-            (folder / "tetrahedra.in").write_text(coupling_input(job.inputs, max_seconds=seconds, tetrahedra=True))
+            (folder / "tetrahedra.in").write_text(
+                coupling_input(job.inputs, max_seconds=seconds, adjustments=adjustments, tetrahedra=True))
         q = job.inputs["q"]
         (folder / "run.sh").write_text(head(job) + f"""
 [ -e unpacked ] || {{ tar -xzf {SAVE}
   {_join(q, job.resources.cores) if any(name.startswith("irreps") for name in job.files) else ""}touch unpacked; }}
+[ ! -e phonons.done ] || touch {ALONE}
 {_PHONONS}if [ ! -e {ELPH} ]; then
   rm -rf elph_dir
   $PH -in couplings.in > couplings.out 2>&1
@@ -185,18 +212,18 @@ fi
         return f"PH='{executables['ph.x']}{pools(job, adjustments)}' sh run.sh"
 
     def outputs(self, job: JobSpec) -> tuple[str, ...]:
-        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH, OTHER_PATTERNS,
+        return ("phonons.out", "couplings.out", f"{PREFIX}.dyn{job.inputs['q']}", "couplings.dat", ELPH, OTHER_PATTERNS, ALONE,
                 *(("tetrahedra.out", "tetrahedra.dat") if "dense" in job.inputs else ()))
 
     def collect(self, job: JobSpec, folder: Path) -> Collected:
-        code, q = exit_code(folder), job.inputs["q"]
+        q = job.inputs["q"]
         if (folder / OTHER_PATTERNS).exists() and (folder / OTHER_PATTERNS).stat().st_size:
             raise EngineFailure(FailureCode.bad_input, "the jobs that shared this q out have different displacement patterns: "
                                 "they ran with different libraries. Let one cluster, with one ph.x, take epc.irreps, and run "
                                 f"the parts of q {q} of this crystal again: `hydroflow jobs retry KEYS --redo`, KEYS as "
                                 "`hydroflow jobs list --kind epc.irreps` shows them")
-        failures.judge(folder / "phonons.out", "PHONON", code)
-        failures.judge(folder / "couplings.out", "PHONON", code)
+        for output in ("phonons.out", "couplings.out"):
+            _judge(job, folder, output)
         dynamical = read_dynamical(folder / f"{PREFIX}.dyn{q}")
         couplings = read_couplings(folder / "couplings.dat")
         expected = np.array(job.inputs["q_cartesian"])
@@ -217,7 +244,7 @@ fi
         keep = {"dyn": folder / f"{PREFIX}.dyn{q}", "couplings": folder / "couplings.dat", ELPH: folder / ELPH,
                 "phonons.out": folder / "phonons.out", "couplings.out": folder / "couplings.out"}
         if "dense" in job.inputs:
-            failures.judge(folder / "tetrahedra.out", "PHONON", code)
+            _judge(job, folder, "tetrahedra.out")
             read_couplings(folder / "tetrahedra.dat")
             keep |= {"tetrahedra": folder / "tetrahedra.dat", "tetrahedra.out": folder / "tetrahedra.out"}
         parts = [failures.timings(path) for name, path in keep.items() if name.endswith(".out")]
@@ -247,4 +274,6 @@ def _recovery(job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | 
                         keep_folder=True)
     if failure.code in DAMAGED and attempt <= 1:
         return Recovery("started afresh from the saved ground state")
+    if failure.code is FailureCode.walltime and failure.details.get("stuck") and attempt > 1:
+        return None
     return killed(failure, attempt, most=12)

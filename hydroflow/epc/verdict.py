@@ -26,7 +26,7 @@ from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowErr
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
-METHOD = 4
+METHOD = 5
 """Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
 SMEARING_THZ = 0.5
@@ -85,6 +85,7 @@ def summarise(
     checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
     checks.append(_interpolated_modes(lowest, interpolation_note, bounds))
     checks.append(_relaxed(folder, inputs.get("pressure_gpa"), bounds))
+    checks.append(_settings(inputs["protocol"], bounds))
     on_plateau = rows[plateau.first:plateau.last + 1] if plateau and plateau.flat else [row]
     result = {
         "protocol": inputs["protocol"]["name"],
@@ -117,19 +118,20 @@ def summarise(
 
 
 def _lowest_interpolated(folder: Path) -> dict[str, Any] | None:
-    """The lowest frequency that matdyn.x interpolated, on its mesh and along its path: ``thz`` and ``q`` (Cartesian, 2π/alat)."""
+    """The lowest frequency that matdyn.x interpolated, on its mesh and, where there is one, along its path: ``thz`` and ``q``
+    (Cartesian, 2π/alat). None where one of them cannot be read: a mode may be imaginary there."""
     found = []
     for name in (f"{PREFIX}.freq", "path.freq"):
+        if name == "path.freq" and not (folder / name).exists():
+            continue
         try:
             q, frequencies = read_bands(folder / name)
         except EngineFailure:
-            continue
+            return None
         if not np.isfinite(frequencies).all():
-            continue
+            return None
         at, _ = np.unravel_index(np.argmin(frequencies), frequencies.shape)
         found.append((float(frequencies.min()) * THZ_PER_CM1, q[at]))
-    if not found:
-        return None
     thz, q = min(found, key=lambda f: f[0])
     return {"thz": _round(thz, 4), "q": [_round(x, 6) for x in q]}
 
@@ -306,6 +308,19 @@ def _interpolated_modes(lowest: dict[str, Any] | None, note: str, bounds: Mappin
         text = f"the lowest interpolated mode is {lowest['thz']:.2f} THz, at q = ({q}) 2π/a"
     return {"name": "interpolated_modes", "passed": lowest is not None and lowest["thz"] >= -bounds["imaginary_thz"],
             "value": None if lowest is None else lowest["thz"], "limit": -bounds["imaginary_thz"], "text": text}
+
+
+def _settings(protocol: Mapping[str, Any], bounds: Mapping[str, float]) -> dict[str, Any]:
+    """Whether the settings leave the other checks something to see; named protocols do, a variant of one need not."""
+    told = {
+        f"tr2_ph {protocol['tr2_ph']:.0e} (limit {bounds['tr2_ph']:.0e})": protocol["tr2_ph"] <= bounds["tr2_ph"],
+        f"phonons smeared by {protocol['degauss_ry']:g} Ry (limit {bounds['degauss_ry']:g})":
+            protocol["degauss_ry"] <= bounds["degauss_ry"],
+        f"smallest broadening {protocol['sigma_first_ry']:g} Ry (limit {bounds['sigma_first_ry']:g})":
+            protocol["sigma_first_ry"] <= bounds["sigma_first_ry"],
+        f"dense k mesh {protocol['dense_factor']}-fold (2 at least)": protocol["dense_factor"] >= 2}
+    wrong = [words for words, good in told.items() if not good]
+    return {"name": "settings", "passed": not wrong, "value": None, "limit": None, "text": "; ".join(wrong or told)}
 
 
 def _relaxed(folder: Path, pressure_gpa: float | None, bounds: Mapping[str, float]) -> dict[str, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from hydroflow.campaign import Campaign
+from hydroflow.epc.cost import typical_core_hours
+from hydroflow.epc.protocols import protocol
 from hydroflow.structures.space import compositions
 
 # CPU seconds per job on one present-day core, 8–14 atoms at 200 GPa: orders of magnitude for planning, measured with
-# Quantum ESPRESSO 6.7 and a small DPA-1 model (docs/dft.md, docs/lam.md); large cells cost more, about as atoms².
+# Quantum ESPRESSO 6.7 and a small DPA-1 model (docs/dft.md, docs/lam.md); large cells cost more.
 CPU_S_LABEL = {"fast": 4.0, "standard": 30.0, "paper": 150.0}
 CPU_S_DFT_RELAXATION = 12  # in units of one label
 CPU_S_TRAINING_STEP = 0.11
 CPU_S_RELAXATION = 1.5
-CPU_S_EPC = {"plumbing": 90.0, "screening": 3600.0, "publication": 40_000.0}
+TYPICAL_ATOMS = 10
+"""Of a candidate's primitive cell."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Estimate:
 
 
 def estimate(campaign: Campaign) -> Estimate:
-    """Upper estimate: every stage runs to its last iteration and every EPC budget is used."""
+    """Upper limits of what is done: every stage runs to its last iteration and every EPC budget is used. What one job costs is
+    that of a typical one."""
     space = compositions(campaign.space)
     learning, model, epc, tc = campaign.learning, campaign.model, campaign.epc, campaign.tc
     iterations = learning.stage1.max_iterations + learning.stage2.max_iterations
@@ -60,7 +64,8 @@ def estimate(campaign: Campaign) -> Estimate:
         "exploration": explored * CPU_S_RELAXATION * (1 + model.ensemble) / 2,
         "search": searched * CPU_S_RELAXATION,
         "dft_hull": (campaign.funnel.max_candidates_dft or candidates * 8) * label_s * CPU_S_DFT_RELAXATION,
-        "epc": min(candidates * CPU_S_EPC[epc.protocol], 3600 * (epc.max_core_hours or float("inf"))),
+        "epc": 3600 * min(candidates * typical_core_hours(protocol(epc.protocol), TYPICAL_ATOMS),
+                          epc.max_core_hours or float("inf")),
     }
     n = len(campaign.space.elements)
     return Estimate(

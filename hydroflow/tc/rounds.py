@@ -20,6 +20,7 @@ from hydroflow.dispatch.job import Resources
 from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.analysis import mu_key
 from hydroflow.epc.chain import EpcResult, run_chain
+from hydroflow.epc.cost import LEAST_TIMINGS
 from hydroflow.errors import DataError
 from hydroflow.lam.backend import engine_version
 from hydroflow.store import Store
@@ -62,10 +63,16 @@ def tc_rounds(
         return 0
     candidates = distinct(candidates)
     hydrogen_shares(campaign, store, ledger, candidates, settings, progress)
-    # what an interrupted run had begun keeps its place, so that going on asks for the same calculations
-    begun = [c for c in candidates if c.epc_status is not None]
-    first = [*begun, *pick(campaign, candidates, settings, campaign.epc.initial - len(begun))]
-    coupling(campaign, store, ledger, first, settings, "EPC, first batch", progress)
+    while True:
+        # what an interrupted run had begun keeps its place, so that going on asks for the same calculations
+        begun = [c for c in candidates if c.epc_status is not None]
+        count = campaign.epc.initial - len(begun)
+        if campaign.epc.max_core_hours is not None and cost_model().timings < LEAST_TIMINGS:
+            count = min(count, LEAST_TIMINGS)  # what these cost says how many more the budget allows
+        chosen = pick(campaign, candidates, settings, count)
+        coupling(campaign, store, ledger, [*begun, *chosen], settings, "EPC, first batch", progress)
+        if campaign.epc.max_core_hours is None or not chosen or len(begun) + len(chosen) >= campaign.epc.initial:
+            break
     for index in range(campaign.tc.rounds):
         wanted = campaign.epc.initial + (index + 1) * campaign.tc.acquire - sum(c.epc_status is not None for c in candidates)
         if wanted < 1:

@@ -15,7 +15,7 @@ from hydroflow.dispatch.engine import Collected
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.epc.failures import judge, timings
 from hydroflow.epc.ground_state import EpcScf
-from hydroflow.epc.inputs import phonon_input
+from hydroflow.epc.inputs import coupling_input, phonon_input
 from hydroflow.epc.linear_response import ELPH, EpcQ
 from hydroflow.errors import EngineFailure, FailureCode
 
@@ -117,6 +117,9 @@ def test_declared_recoveries():
     values = {"q": 1, "q_mesh": [1, 1, 1], "tr2_ph": 1e-12, "alpha_mix": 0.7}
     assert "diagonalization = 'cg'" in phonon_input(values, max_seconds=9, adjustments=gradients.adjustments, recover=False)
     assert "diagonalization" not in phonon_input(values, max_seconds=9, adjustments={}, recover=False)
+    # the couplings compute the same bands again
+    values |= {"sigma_first_ry": 0.01, "sigma_count": 5}
+    assert "diagonalization = 'cg'" in coupling_input(values, max_seconds=9, adjustments=gradients.adjustments)
     assert EpcScf().recover(job, EngineFailure(C.scf_not_converged, "x"), 1).adjustments["mixing_beta"] == 0.3
     assert EpcScf().recover(job, EngineFailure(C.bad_pseudopotential, "x"), 1) is None
     assert EpcScf().recover(job, EngineFailure(C.parallel_limits, "x"), 1).adjustments == {"pools": 1}
@@ -125,6 +128,24 @@ def test_declared_recoveries():
     # pw.x begins its run again: where that does not fit into the wall time, it never will
     assert [EpcScf().recover(job, EngineFailure(C.walltime, "x"), n) is not None for n in (1, 2)] == [True, False]
     assert EpcScf().recover(job, EngineFailure(C.killed, "x"), 6).keep_folder
+
+
+@pytest.mark.parametrize(("q", "finished", "couplings", "attempt", "goes_on"), [
+    (2, 1, False, 11, True), (2, 0, False, 1, True), (2, 0, False, 2, False),
+    (1, 0, False, 5, True),  # at Γ ph.x goes on within a representation
+    (2, 3, True, 2, False)])  # couplings that had all the time start again
+def test_a_wall_time_in_which_nothing_is_finished_is_not_spent_again(tmp_path, q, finished, couplings, attempt, goes_on):
+    stopped = f"     Program PHONON v.6.7\n{'     Convergence has been achieved' * finished}\n     Maximum CPU time exceeded\n"
+    job = JobSpec("epc.q", {"q": q, "tr2_ph": 1e-12}, "qe")
+    if couplings:
+        shutil.copy(OUTPUTS / "ok_ph.out", tmp_path / "phonons.out")
+        (tmp_path / "couplings.alone").touch()
+    (tmp_path / ("couplings.out" if couplings else "phonons.out")).write_text(stopped)
+    with pytest.raises(EngineFailure) as raised:
+        EpcQ().collect(job, tmp_path)
+    assert raised.value.code is C.walltime
+    assert (EpcQ().recover(job, raised.value, attempt) is not None) == goes_on
+    assert goes_on or "nothing to go on from" in str(raised.value)
 
 
 def test_noise_of_the_acoustic_modes_at_gamma_is_no_instability(tmp_path):

@@ -82,6 +82,11 @@ def test_convergence_and_agreement_are_said_plainly():
     # two rungs that agree but fail a check have not converged
     unusable = table(ladder, [[result(*c, usable=False)] * 6 for c in climb])
     assert not any(r["converged"] for r in unusable) and unusable[3]["reasons"] == ["λ varies by 40 %"]
+    # what follows one that failed a check is compared with the usable one before that
+    gap = table(ladder, [[result(*c, usable=u)] * 6 for c, u in zip(climb, (True, True, False, True, True), strict=True)])
+    assert [r["converged"] for r in gap[:5]] == [False, False, False, True, True]
+    alone = table(ladder, [[result(*c, usable=u)] * 6 for c, u in zip(climb, (False, False, False, False, True), strict=True)])
+    assert not any(r["converged"] for r in alone)
     # nor has the same mesh under two names
     same = table(ladder, [[result(*c, mesh=m)] * 6 for c, m in zip(climb, (2, 3, 3, 3, 3), strict=True)])
     assert not any(r["converged"] for r in same)

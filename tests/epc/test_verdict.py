@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def test_a_good_chain_is_usable_and_says_on_what(folder):
     assert failed(result) == {"interpolation", "mesh_density", "plateau"}
     result, _ = summarise(inputs(limits=LENIENT), folder)
     assert not failed(result) and result["usable"]
-    assert result["lambda"] == pytest.approx(1.632, abs=1e-3)
-    assert result["plateau"] == {"sigma": 0.025, "first": 0.02, "last": 0.03, "spread": pytest.approx(0.243, abs=2e-3),
+    assert result["lambda"] == pytest.approx(1.328, abs=1e-3)
+    assert result["plateau"] == {"sigma": 0.035, "first": 0.025, "last": 0.05, "spread": pytest.approx(0.384, abs=2e-3),
                                  "flat": True}
     low, high = result["tc_range_k"]["allen_dynes"]
     assert low < result["tc_k"]["0.15"]["allen_dynes"] < result["tc_k"]["0.10"]["allen_dynes"] < high
@@ -94,7 +95,7 @@ def test_every_check_says_why(folder):
     result, _ = summarise(inputs(), folder)
     assert {c["name"] for c in result["checks"]} == {
         "protocol", "mesh_density", "k_sampling", "q_points", "self_consistency", "imaginary_modes", "acoustic_sum_rule",
-        "plateau", "negative_weight", "lambda", "interpolation", "interpolated_modes", "relaxed"}
+        "plateau", "negative_weight", "lambda", "interpolation", "interpolated_modes", "relaxed", "settings"}
     assert all(c["text"] for c in result["checks"])
 
 
@@ -106,7 +107,7 @@ def test_phonons_on_a_k_mesh_too_coarse_for_their_smearing_are_not_usable(folder
     assert failed(result) == (set() if passes else {"k_sampling"})
 
 
-LENIENT = {"interpolation": 1.0, "q_spacing": 1.6, "plateau_spread": 0.25}
+LENIENT = {"interpolation": 1.0, "q_spacing": 1.6, "plateau_spread": 0.40}
 """The limits that this coarse chain does not keep."""
 
 
@@ -127,6 +128,22 @@ def test_an_imaginary_mode_between_the_q_points_is_found(folder):
     # the path has other points than the mesh
     frequencies(folder, [0.0, 300.0, 900.0], [120.0, 310.0, 880.0])
     frequencies(folder, [0.0, 300.0, 900.0], [-60.0, 310.0, 880.0], name="path.freq")
+    assert failed(summarise(inputs(limits=LENIENT), folder)[0]) == {"interpolated_modes"}
+
+
+@pytest.mark.parametrize("loose", [
+    {"tr2_ph": 1e-3}, {"degauss_ry": 0.5}, {"dense_factor": 1}, {"sigma_first_ry": 0.02}])
+def test_settings_that_blind_the_other_checks_are_not_usable(folder, loose):
+    """Each makes one of them compare like with like: tr2_ph with itself, both N(E_F) with a smearing that levels anything, a mesh
+    with itself, λ at broadenings where it always levels off."""
+    settings = replace(protocol("screening"), name="loose", **loose).settings()
+    assert failed(summarise(inputs(limits=LENIENT, protocol=settings), with_interpolation(folder))[0]) == {"settings"}
+
+
+def test_frequencies_of_the_mesh_that_cannot_be_read_are_not_made_up_for_by_those_of_the_path(folder):
+    with_interpolation(folder)
+    frequencies(folder, [100.0, 300.0, 900.0], name="path.freq")
+    (folder / "x.freq").write_text((folder / "x.freq").read_text()[:-15])
     assert failed(summarise(inputs(limits=LENIENT), folder)[0]) == {"interpolated_modes"}
 
 
@@ -269,19 +286,35 @@ def test_gamma_alone_of_one_atom_is_an_error(folder):
 SIGMAS = [0.005 * i for i in range(1, 11)]
 
 
-def test_plateau_is_the_first_flat_stretch():
-    plateau = find_plateau(SIGMAS, [9.0, 3.0, 2.0, 1.95, 1.9, 1.88, 1.5, 1.2, 1.19, 1.18])
-    assert (plateau.first, plateau.last) == (2, 5) and plateau.flat and plateau.spread < 0.1
+@pytest.mark.parametrize(("lambdas", "stretch"), [
+    # levels off too, at large broadenings, but over less in ln σ
+    ([9.0, 3.0, 2.0, 1.95, 1.9, 1.88, 1.5, 1.2, 1.19, 1.18], (2, 5)),
+    # H3S on q 5³, k 10³: the top of the rise is flat within 10 % over a factor of two, the plateau over one of three
+    ([1.05, 1.42, 1.52, 1.57, 1.59, 1.60, 1.60, 1.59, 1.58, 1.56], (2, 9)),
+])
+def test_plateau_is_the_longest_flat_stretch(lambdas, stretch):
+    plateau = find_plateau(SIGMAS, lambdas)
+    assert (plateau.first, plateau.last) == stretch and plateau.flat and plateau.spread < 0.1
+
+
+def test_of_two_plateaus_as_long_the_one_at_smaller_broadenings_counts():
+    plateau = find_plateau([0.005, 0.0075, 0.01, 0.02, 0.03, 0.04], [2.0, 2.0, 2.0, 3.0, 3.0, 3.0])
+    assert (plateau.first, plateau.last) == (0, 2)
+
+
+def test_what_falls_all_the_way_has_no_plateau():
+    """H3S on q 3³, k 9³, which is near the converged λ in its middle."""
+    assert not find_plateau(SIGMAS, [3.40, 2.47, 2.13, 1.97, 1.87, 1.79, 1.72, 1.65, 1.59, 1.54]).flat
 
 
 def test_no_plateau_gives_the_flattest_stretch():
     plateau = find_plateau(SIGMAS[:5], [8.0, 4.0, 2.0, 1.5, 1.2])
-    assert not plateau.flat and (plateau.first, plateau.last) == (2, 4)
+    assert not plateau.flat and (plateau.first, plateau.last) == (1, 3)
     assert find_plateau(SIGMAS[:2], [1.0, 1.0]) is None
     assert find_plateau([0.040, 0.045, 0.050], [1.0, 1.0, 1.0]) is None
 
 
-@pytest.mark.parametrize("power", [-0.5, -0.75, -1.0])
+@pytest.mark.parametrize("power", [-0.22, -0.5, -0.75, -1.0])
 @pytest.mark.parametrize("step", [0.001, 0.0025, 0.005])
 def test_a_power_law_has_no_plateau_however_closely_the_broadenings_lie(power, step):
     sigmas = np.arange(step, 0.0501, step)

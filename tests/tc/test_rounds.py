@@ -10,7 +10,7 @@ import pytest
 from hydroflow.arrays import StructureArrays
 from hydroflow.campaign import Labels, load, parse
 from hydroflow.dft.settings import label_settings
-from hydroflow.epc.cost import CostModel
+from hydroflow.epc.cost import DEFAULT_CONSTANT, CostModel
 from hydroflow.errors import DataError
 from hydroflow.screening.listing import why
 from hydroflow.store.documents import Candidate, Run
@@ -87,6 +87,7 @@ class Loop:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, store, tc_k: dict[str, float], predicted_k: dict[str, float]) -> None:
         self.store, self.tc_k, self.predicted_k = store, tc_k, predicted_k
         self.batches: list[list[str]] = []
+        self.constant = DEFAULT_CONSTANT  # of the model that made the estimates
         self.trained_on: list[dict[str, float]] = []
         monkeypatch.setattr(rounds, "run_chain", self.run_chain)
         monkeypatch.setattr(rounds, "tc_spec", self.tc_spec)
@@ -95,11 +96,12 @@ class Loop:
         ids = structures.columns["id"].tolist()
         assert (structures.columns["pressure_gpa"] == 200).all()  # what the chain's own pressure is checked against
         self.batches.append(ids)
-        return [{"status": "done", "usable": True, "lambda": 1.0, "omega_log_k": 1000.0, "core_hours": 1.0, "checks": [],
+        work = [Candidate.objects.get(structure_id=i).epc_estimate_core_hours / self.constant for i in ids]
+        return [{"status": "done", "usable": True, "lambda": 1.0, "omega_log_k": 1000.0, "core_hours": 1.0, "checks": [], "work": w,
                  "tc_k": {"0.10": {"allen_dynes": self.tc_k[i], "mcmillan": self.tc_k[i]}}} if self.tc_k[i] > 0 else
                 {"status": "done", "usable": False, "lambda": 9.0, "omega_log_k": 1000.0, "core_hours": 1.0,
                  "checks": [{"name": "imaginary_modes", "passed": False}],
-                 "tc_k": {"0.10": {"allen_dynes": 500.0, "mcmillan": 500.0}}} for i in ids]
+                 "tc_k": {"0.10": {"allen_dynes": 500.0, "mcmillan": 500.0}}} for i, w in zip(ids, work, strict=True)]
 
     def tc_spec(self, campaign, objects, lam_model, dataset, known, others, *_):
         if len(known) < 2:
@@ -160,3 +162,21 @@ def test_without_values_for_a_model_the_queue_goes_on_and_says_so(store, monkeyp
     assert loop.run(campaign) == 2
     assert loop.batches == [["a"], ["b"]] and not loop.trained_on
     assert "too few" in Run.objects.get().summary["tc_note"]
+
+
+def test_a_budget_is_kept_by_what_the_first_chains_cost(store, monkeypatch):
+    campaign = parse(MINIMAL.replace("Y", "Be").replace('"x"', '"c"')
+                     + "[epc]\ninitial = 12\nmax_core_hours = 9.5\n[tc]\nrounds = 0\n")
+    open_run(campaign)
+    for i, noise in enumerate(np.linspace(0.1, 0.45, 12)):
+        c = saved(f"s{i}", 0.0, crystal(noise))
+        c.spacegroup, c.natoms = 225, 10
+        c.save()
+    before = cost_model
+    # on a new ledger each is thought to cost next to nothing; it costs one core-hour
+    monkeypatch.setattr(rounds, "cost_model", lambda: CostModel(1e-15) if not before().timings else before())
+    loop = Loop(monkeypatch, store, {f"s{i}": 100.0 for i in range(12)}, {})
+    loop.constant = 1e-15
+    assert loop.run(campaign) == 9
+    assert [len(batch) for batch in loop.batches[:2]] == [8, 9]
+    assert "0 of 3 wanted EPC chains fit" in Run.objects.get().summary["epc_note"]
