@@ -97,8 +97,8 @@ class Loop:
         assert (structures.columns["pressure_gpa"] == 200).all()  # what the chain's own pressure is checked against
         self.batches.append(ids)
         work = [Candidate.objects.get(structure_id=i).epc_estimate_core_hours / self.constant for i in ids]
-        return [{"status": "done", "usable": True, "lambda": 1.0, "omega_log_k": 1000.0, "core_hours": 1.0, "checks": [], "work": w,
-                 "tc_k": {"0.10": {"allen_dynes": self.tc_k[i], "mcmillan": self.tc_k[i]}}} if self.tc_k[i] > 0 else
+        return [{"status": "done", "usable": True, "lambda": 1.0, "omega_log_k": 1000.0, "core_hours": 1.0, "work": w,
+                 "checks": [], "tc_k": {"0.10": {"allen_dynes": self.tc_k[i], "mcmillan": self.tc_k[i]}}} if self.tc_k[i] > 0 else
                 {"status": "done", "usable": False, "lambda": 9.0, "omega_log_k": 1000.0, "core_hours": 1.0,
                  "checks": [{"name": "imaginary_modes", "passed": False}],
                  "tc_k": {"0.10": {"allen_dynes": 500.0, "mcmillan": 500.0}}} for i, w in zip(ids, work, strict=True)]
