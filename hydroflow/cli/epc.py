@@ -45,9 +45,14 @@ def _is_number(text: str) -> bool:
 def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled: bool, as_json: bool) -> None:
     """Tc from FILE: an alpha2F file (QE, EPW, Elk, ABINIT, text) or a folder of ph.x couplings."""
     from hydroflow.epc.analysis import analyse, doubts, find_plateau, mu_key, reported
-    from hydroflow.epc.formulas import METHODS
+    from hydroflow.epc.eliashberg import LOWEST_TC
+    from hydroflow.epc.formulas import METHODS, mcmillan
     from hydroflow.epc.readers import read_a2f
+    from hydroflow.errors import SettingsError
 
+    keys = [mu_key(mu) for mu in mu_stars]
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        raise SettingsError(f"--mu-star names {repeated[0]} twice (to six digits): give each value once")
     methods = METHODS if method == "all" else (method,)
     source = read_a2f(file, unit)
     rows = analyse(source.spectra, mu_stars, methods, scaled=not unscaled)
@@ -56,6 +61,11 @@ def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled
     plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows]) if electronic else None
     chosen = reported(rows, plateau) if electronic else 0
     warnings = source.warnings + doubts(rows, plateau, chosen)
+    if too_low := [key for key, mu in zip(keys, mu_stars, strict=True) if any(
+            r["tc_k"][key].get("eliashberg") == 0 and mcmillan(r["lambda"], r["omega_log_k"], mu) > 0 for r in rows)]:
+        lowest_k = LOWEST_TC * max(s.coupling.max_k for s in source.spectra)
+        warnings.append(f"Eliashberg: a Tc of zero (mu* = {', '.join(too_low)}) means none above {lowest_k:.2g} K; lower ones "
+                        "are not looked for")
     if as_json:
         click.echo(json.dumps({
             "file": str(file), "format": source.format, "unit": source.unit,
@@ -78,6 +88,10 @@ def tc(file: Path, unit: str, mu_stars: tuple[float, ...], method: str, unscaled
         mark = "" if i != chosen or len(rows) == 1 else " <- plateau" if plateau and plateau.flat else " <- reported, no plateau"
         click.echo(f"{sigma:>9} {r['lambda']:8.4f} {r['omega_log_k']:8.1f} {r['omega2_k']:8.1f}"
                    + "".join(f"{r['tc_k'][mu_key(mu)][m]:10.2f}" for m, mu in columns) + mark)
+    if "eliashberg" in methods:
+        click.echo("Eli: mu* is the value at " + (
+            "ten times the highest phonon frequency, taken as it is at that Matsubara cutoff (--unscaled)" if unscaled else
+            "the highest phonon frequency, scaled to the Matsubara cutoff; --unscaled takes it as it is"))
     for w in warnings:
         click.echo(f"warning: {w}", err=True)
 

@@ -7,7 +7,8 @@ At Tc the largest eigenvalue of
 
 is zero (Allen & Mitrović, Solid State Physics 37 (1982); Allen & Dynes 1975). The diagonal bracket D is positive, so by
 Sylvester's law that is where the largest eigenvalue of D^-½ (K + D) D^-½ is one; that spectrum is compact and a few
-Lanczos steps find its top.
+Lanczos steps find its top. The sum over l(m−n) + l(m+n+1) is a convolution with an even sequence, which cosine transforms do: the
+thousands of frequencies of a low Tc cost little.
 
 μ* means nothing without its cutoff. The tabulated convention (Allen–Dynes) is μ*(ω_max) with ω_max the highest phonon
 frequency; a sum that is cut at ω_c = 2πTN needs 1/μ_c = 1/μ* + ln(ω_max/ω_c). That is the default here (``scaled``). Unscaled,
@@ -21,8 +22,8 @@ large μ* the sum is cut lower.
 from __future__ import annotations
 
 import numpy as np
+from scipy.fft import dct, idct
 from scipy.interpolate import CubicSpline
-from scipy.linalg import hankel, toeplitz
 from scipy.optimize import brentq
 from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -31,17 +32,17 @@ from hydroflow.errors import DataError
 
 CUTOFF = 10.0
 """The Matsubara sum goes to this multiple of the highest phonon frequency …"""
-MIN_FREQUENCIES, MAX_FREQUENCIES = 96, 1200
-"""… with at least and at most so many frequencies, as far as μ* allows …"""
+MIN_FREQUENCIES = 96
+"""… with at least so many frequencies, as far as μ* allows …"""
 LEAST_INVERSE = 0.5
 """… which is as far as 1/μ_c does not fall below this: near zero the repulsion is without bound."""
 LEAST_CUTOFF = 6.0
 """A sum that has to be cut below this multiple of the highest phonon frequency for that reason is refused: Tc would be off by
 several per cent."""
-PASSES, SAME_SIZE = 6, 0.02
-"""Tc is sought anew until its number of frequencies changes by no more than this share, at most so often."""
 LOWEST_TC = 5e-4
-"""A Tc below this multiple of the highest phonon frequency is returned as zero: it is beyond MAX_FREQUENCIES."""
+"""A Tc below this multiple of the highest phonon frequency is returned as zero: even there the sum has 3200 frequencies."""
+LANCZOS_VECTORS = 10
+"""The largest eigenvalue stands far above the others: it is found within the first so many steps."""
 
 
 def eliashberg_tc(
@@ -70,54 +71,52 @@ def eliashberg_tc(
     DataError
         when μ* is so large (above 0.43 for `scaled`, less for λ far above 4) that it has no value at a cutoff a sum could have.
     """
-    top = coupling.max_k
-    lowest, highest = LOWEST_TC * top, 10 * np.sqrt(coupling.lambda_) * top
-    kernel = _kernel(coupling, 2 * np.pi * lowest, 2 * np.pi * highest * 2 * MAX_FREQUENCIES)
-    lam = coupling.lambda_
+    top, lam = coupling.max_k, coupling.lambda_
+    lowest, highest = LOWEST_TC * top, 10 * np.sqrt(lam) * top
+    most = frequencies or max(MIN_FREQUENCIES, int(np.ceil(CUTOFF / (2 * np.pi * LOWEST_TC))))
+    kernel = _kernel(coupling, 2 * np.pi * lowest, 2 * np.pi * highest * 2 * most)
     reference = top if scaled else CUTOFF * top
+    inverse_mu_star = 1 / mu_star if mu_star > 0 else np.inf
 
     too_large = DataError(f"mu* = {mu_star:g} is too large for the Eliashberg equation at lambda = {lam:.3g}: the repulsion that "
                           "belongs to it is infinite at the cutoff that the sum over Matsubara frequencies needs")
-    if mu_star > 0 and np.exp(1 / mu_star - LEAST_INVERSE) * reference < LEAST_CUTOFF * top:
+    if inverse_mu_star - LEAST_INVERSE + np.log(reference / top) < np.log(LEAST_CUTOFF):
         raise too_large
 
     def inverse(t: float, n: int) -> float:
         """1/μ_c of a sum over n frequencies at t."""
-        return 1 / mu_star + np.log(reference / (2 * np.pi * t * n))
-
-    def excess(log_t: float, n: int) -> float:
-        t = float(np.exp(log_t))
-        if mu_star == 0:
-            return _top_eigenvalue(kernel, lam, t, n, 0.0) - 1.0
-        # above the temperature where the repulsion at the cutoff is infinite the sum says nothing: taken as no pairing
-        return _top_eigenvalue(kernel, lam, t, n, 1 / inverse(t, n)) - 1.0 if inverse(t, n) > 0 else -1.0
+        return float(inverse_mu_star + np.log(reference / (2 * np.pi * t * n)))
 
     def size(t: float) -> int:
         if frequencies:
             return frequencies
-        n = int(np.clip(np.ceil(CUTOFF * top / (2 * np.pi * t)), MIN_FREQUENCIES, MAX_FREQUENCIES))
-        if mu_star > 0:
-            n = min(n, int(np.exp(1 / mu_star - LEAST_INVERSE) * reference / (2 * np.pi * t)))
-        return max(n, 1)
+        n = max(int(np.ceil(CUTOFF * top / (2 * np.pi * t))), MIN_FREQUENCIES)
+        spare = inverse(t, n) - LEAST_INVERSE
+        return n if spare >= 0 else max(int(n * np.exp(spare)), 1)
 
-    # The number of frequencies is fixed while the root is sought, so that the function is smooth; further passes take the
-    # number that belongs to the Tc found.
-    tc, n = 0.0, 0
-    guess = 0.18 * np.sqrt(coupling.lambda_) * coupling.omega2_k
-    for _ in range(PASSES):
-        n = size(tc or guess)
-        bracket = _bracket(lambda x, n=n: excess(x, n), np.log(tc or guess), np.log(lowest), np.log(highest))
-        if bracket is None and (frequencies or n >= MIN_FREQUENCIES):
-            return 0.0
-        if bracket is None:  # so few frequencies, chosen for a far higher T, may have missed the phonons at this one
-            tc, guess = 0.0, (tc or guess) / 4
-            continue
-        tc = float(np.exp(brentq(excess, *bracket, args=(n,), xtol=1e-7)))
-        if abs(size(tc) - n) <= SAME_SIZE * n:
-            break
-    if mu_star > 0 and tc > 0 and inverse(tc, n) < LEAST_INVERSE / 2:
+    def excess(log_t: float) -> float:
+        t = float(np.exp(log_t))
+        n = size(t)
+        # above the temperature where the repulsion at the cutoff is infinite the sum says nothing: taken as no pairing
+        return _top_eigenvalue(kernel, lam, t, n, 1 / inverse(t, n)) - 1.0 if inverse(t, n) > 0 else -1.0
+
+    bracket = _bracket(excess, np.log(max(_guess(coupling, mu_star), lowest)), np.log(lowest), np.log(highest))
+    if bracket is None:
+        return 0.0
+    # the number of frequencies follows T in steps, each of which shifts Tc by less than 1e-4
+    tc = float(np.exp(brentq(excess, *bracket, xtol=1e-7)))
+    if inverse(tc, size(tc)) < LEAST_INVERSE / 2:
         raise too_large
     return tc
+
+
+def _guess(coupling: Coupling, mu_star: float) -> float:
+    """Roughly Tc in K: McMillan's formula, with Allen and Dynes' factor for strong coupling."""
+    lam = coupling.lambda_
+    attraction = lam - mu_star * (1 + 0.62 * lam)
+    if attraction <= 0:
+        return 0.0
+    return float(coupling.omega_log_k / 1.2 * np.exp(-1.04 * (1 + lam) / attraction) * (1 + (lam / 2.46) ** 1.5) ** (1 / 3))
 
 
 def _kernel(coupling: Coupling, low: float, high: float) -> CubicSpline:
@@ -129,17 +128,22 @@ def _kernel(coupling: Coupling, low: float, high: float) -> CubicSpline:
 
 
 def _top_eigenvalue(kernel: CubicSpline, lam: float, t: float, n: int, mu_c: float) -> float:
-    coupling = np.empty(2 * n)
+    coupling = np.empty(2 * n + 1)
     coupling[0] = lam
-    coupling[1:] = lam * kernel(np.log(2 * np.pi * t * np.arange(1, 2 * n)))
+    coupling[1:] = lam * kernel(np.log(2 * np.pi * t * np.arange(1, 2 * n + 1)))
     diagonal = 2 * np.arange(n) + 1 + lam + 2 * np.concatenate([[0.0], np.cumsum(coupling[1:n])])
-    matrix = toeplitz(coupling[:n]) + hankel(coupling[1:n + 1], coupling[n:]) - 2 * mu_c
     scale = 1 / np.sqrt(diagonal)
-    if n < 3:
-        return float(np.linalg.eigvalsh(scale[:, None] * matrix * scale)[-1])
-    operator = LinearOperator((n, n), matvec=lambda x: scale * (matrix @ (scale * x.ravel())), dtype=float)
+    transformed = dct(coupling, type=1)[:-1]
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        x = scale * x.ravel()
+        return scale * (idct(transformed * dct(x, n=2 * n))[:n] - 2 * mu_c * x.sum())
+
+    if n <= LANCZOS_VECTORS:
+        return float(np.linalg.eigvalsh(np.column_stack([apply(x) for x in np.eye(n)]))[-1])
     start = scale.copy()  # near the gap function, and the same each time: the answer must not depend on chance
-    return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-9, return_eigenvectors=False)[0])
+    return float(eigsh(LinearOperator((n, n), matvec=apply, dtype=float), k=1, which="LA", v0=start, tol=1e-9,
+                       ncv=LANCZOS_VECTORS, return_eigenvectors=False)[0])
 
 
 def _bracket(function, start: float, low: float, high: float) -> tuple[float, float] | None:

@@ -195,7 +195,7 @@ def read_dynamical(path: Path) -> Dynamical:
                    if ("freq (" in line or "omega(" in line) and "[THz]" in line]
     if len(frequencies) != 3 * atoms:
         raise _truncated(path, f"{len(frequencies)} of {3 * atoms} frequencies")
-    q = np.array(numbers(lines[starts[0] + 2].partition("=")[2])[:3])
+    q = np.array(numbers("".join(lines[starts[0] + 2:starts[0] + 3]).partition("=")[2])[:3])
     if q.shape != (3,) or positions.shape != (atoms, 3) or cell.shape != (3, 3):
         raise _truncated(path, "the crystal or its q cannot be read")
     matrix = np.zeros((3 * atoms, 3 * atoms), complex)

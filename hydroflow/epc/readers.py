@@ -23,14 +23,41 @@ from hydroflow.units import K_PER_CM1, K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, 
 UNITS = {"Ry": K_PER_RYDBERG, "Ha": K_PER_HARTREE, "THz": K_PER_THZ, "meV": K_PER_MEV, "cm-1": K_PER_CM1, "K": 1.0}
 """K per unit."""
 _UNIT_WORDS = {"ry": "Ry", "rydberg": "Ry", "ha": "Ha", "hartree": "Ha", "thz": "THz", "mev": "meV", "cm-1": "cm-1",
-               "cm^-1": "cm-1", "cm^{-1}": "cm-1", "1/cm": "cm-1", "kelvin": "K"}
-
-
-_FOREIGN_UNITS = ("eV", "mRy", "mHa", "rad", "Hz", "GHz", "a.u.")
+               "cm^-1": "cm-1", "cm^{-1}": "cm-1", "cm⁻¹": "cm-1", "1/cm": "cm-1", "kelvin": "K", "k": "K"}
+_FOREIGN_UNITS = ("eV", "µeV", "mRy", "mHa", "rad/ps", "rad/s", "rad", "Hz", "GHz", "a.u.")
 """Units of frequencies that are none of :data:`UNITS`: named in a comment they must not be read as another one."""
+
+_SPELLINGS = "|".join(map(re.escape, sorted({*_UNIT_WORDS, *_FOREIGN_UNITS} - {"k"}, key=len, reverse=True)))
+_WORD = rf"(?:{_SPELLINGS}|(?-i:K))(?![\w^/])"
+_UNIT = rf"(?<![\w^/.]){_WORD}"
+"""A unit by itself: that behind a slash (states/eV) is none, and k is a wave vector."""
+_FREQUENCY = r"\b[ħh]?(?:omega|ω|w|nu|ν|f|E|freq|frequency|frequencies|energy|energies|wavenumbers?)(?:/\(?2 ?\\?(?:pi|π)\)?)?"
+_OF_FREQUENCIES = re.compile(
+    rf"{_FREQUENCY}(?:\s*[(\[](?P<brackets>[^()\[\]]*)[)\]](?!\s*[:=]|\s+[-+]?\d[\d.]*(?:\s|$))"
+    rf"|\s*[/_](?P<slash>{_WORD})"
+    rf"|(?:\s+(?:is|are|given|values?|axis))*\s+in(?:\s+units? of)?\s+[(\[]?(?P<word>{_UNIT}))", re.IGNORECASE)
+"""``omega [meV]``, ``E/THz``, ``freq_THz``, ``frequencies are in Ry``, but not what a value follows: ``energy (Ry) = 80``."""
+_NOT_OF_PHONONS = re.compile(r"\b(fermi|cut-?off|kinetic|total|free|smearing)\s*$", re.IGNORECASE)
+"""Words that make the "energy" after them another one."""
+_ALONE = re.compile(
+    r"[\s#!@]*(?:(?:(?:frequency|energy)\s+)?units?(?:\s+of\s+(?:omega|frequency|frequencies|energy))?\s*[:=]?\s*|in\s+)?"
+    rf"[(\[]?\s*{_UNIT}\s*[)\]]?(?:[\s,;|]+(?:\S*2\S*f\S*|lam\S*|λ\S*|p?dos\S*|{_UNIT}))*[\s.]*", re.IGNORECASE)
+"""A comment that is a unit and no more, or units and names of columns that have none: ``meV``, ``units: THz``, ``meV a2F``."""
+
 _HIGHEST_K = 10_000.0
 """No phonon is as high: the stretching mode of H2, the highest there is, has 6300 K (4400 cm-1)."""
 _LOWEST_K = 30.0
+
+_WHOLE = 0.01
+"""A whole a2F is below this share of its maximum at its last frequency."""
+_ALL_MODES = 0.02
+"""So far may the integral of a phonon DOS be from the number of modes."""
+
+_FROM_PH_X = ("matdyn.x a2F.dos", "lambda.x alpha2F.dat")
+"""Tables that are made from the elph.inp_lambda files of a folder."""
+_Lines = list[tuple[int, str]]
+"""Lines with their numbers in the file."""
+_COMMENT = ("#", "!", "@")
 
 _EPW_NAME = re.compile(r"\.(a2f|a2f_tr|phdos)\.\d\d(\.|$)")
 """Files that EPW writes with phonselfen: number of the electronic smearing, in 5.3 also the temperature; no header."""
@@ -100,6 +127,8 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
         warnings.append(f"frequencies read in {unit} as asked; {name} files are in {native}")
     frequencies = columns[:, 0] * UNITS[unit]
     warnings += _grid_warnings(columns[:, 0], unit)
+    if name != "alpha2f.x a2F.dat":  # it ends at the highest frequency itself, and its phonon DOS tells
+        warnings += _end_warnings(columns[:, 1:])
     spectra, unusable = [], []
     for j in range(1, columns.shape[1]):
         a2f = columns[:, j]
@@ -113,9 +142,12 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
     if unusable:
         where = f"{len(unusable)} of {columns.shape[1] - 1} a2F columns"
         if not spectra:
-            raise DataError(f"{path}: {where} hold NaN and none is left; usually an acoustic mode at Gamma had a "
-                            "negative squared frequency: read the elph.inp_lambda files instead (hydroflow tc FOLDER)")
-        warnings.append(f"{where} hold NaN and were left out")
+            bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
+            raise DataError(f"{path}: {where} hold NaN or overflow (***) and none is left; " + (
+                "usually an acoustic mode at Gamma had a negative squared frequency: read the elph.inp_lambda files instead "
+                "(hydroflow tc FOLDER)" if name in _FROM_PH_X else
+                f"mend {len(bad)} of {len(columns)} rows, the first at {columns[bad[0], 0]:.6g} {unit}"))
+        warnings.append(f"{where} hold NaN or overflow (***) and were left out")
     highest = max(s.coupling.max_k for s in spectra)
     if highest > _HIGHEST_K:
         raise UnknownUnit(f"{path}: read in {unit}, phonons couple up to {highest:.3g} K, where none can be: give their "
@@ -135,7 +167,8 @@ def _imaginary_warnings(frequencies_k: np.ndarray, a2f: np.ndarray) -> list[str]
 
 
 def _folder(path: Path) -> A2FFile:
-    modes = read_folder(path)
+    with np.errstate(all="ignore"):  # a damaged file ends in a refusal, without numpy's warnings before it
+        modes = read_folder(path)
     warnings = []
     bad = modes.imaginary(0.0)
     if bad:
@@ -164,92 +197,108 @@ def _folder(path: Path) -> A2FFile:
 def _table(path: Path, text: str) -> tuple[str, list[str], np.ndarray, list[float] | None, list[str]]:
     """Format, units it names (one, where the format says which), columns (rows, 1 + spectra), broadenings in Ry, warnings."""
     head = text[:2000]
+    lines: _Lines = list(enumerate(text.splitlines(), 1))
+    data = [(n, line) for n, line in lines if not line.lstrip().startswith(_COMMENT)]
     warnings: list[str] = []
     if "Eliashberg function a2F" in head:
-        # the total is the second column; contributions of the modes follow
-        rows = _rows(path, [line for line in text.splitlines() if "#" not in line and "=" not in line], least=2)
-        columns = rows[:, :2]
         stated = re.search(r"lambda\s*=\s*(\S+)", text)
         if stated is None:
             raise DataError(f"{path}: a matdyn.x a2F file that does not reach its last line (lambda = …): truncated")
+        # the total is the second column; contributions of the modes follow, in versions before 6 six numbers to a line
+        table = [(n, line) for n, line in lines if "#" not in line and "=" not in line]
+        columns = _rows(path, table, least=2, broken=True)[:, :2]
         _compare(columns, numbers(stated[1]), warnings)
         return "matdyn.x a2F.dos", ["Ry"], columns, None, warnings
     if re.match(r"\s*#\s*E\(THz\)", head):
-        lines = text.splitlines()
-        top = next(i for i, line in enumerate(lines) if line.strip())
-        sigmas = numbers(lines[top].split(")", 1)[1])
+        top = next(i for i, (_, line) in enumerate(lines) if line.strip())
+        sigmas = numbers(lines[top][1].split(")", 1)[1])
         if not sigmas:
             raise DataError(f"{path}: an alpha2F.dat whose first line names no broadening: truncated")
-        columns = _rows(path, lines[top + 1:], width=1 + len(sigmas))
+        columns = _rows(path, lines[top + 1:])
+        if columns.shape[1] != 1 + len(sigmas):
+            raise DataError(f"{path}: {columns.shape[1]} columns do not fit the {len(sigmas)} broadenings of its first line: "
+                            "damaged, or truncated")
         warnings.append("lambda.x counts the acoustic modes at Gamma, so its a2F overestimates lambda; the elph.inp_lambda files "
                         "do not have this error")
         return "lambda.x alpha2F.dat", ["THz"], columns, sigmas, warnings
     if re.match(r"\s*w\[meV\]", head) or "Integrated el-ph coupling" in text or _EPW_NAME.search(path.name):
-        return "EPW a2f", ["meV"], _epw(path, text, warnings), None, warnings
+        return "EPW a2f", ["meV"], _epw(path, lines, warnings), None, warnings
     if re.search(r"#\s*Frequency\[Ry\],\s*a2F", head):
-        columns = _rows(path, _data(text), least=2)[:, :2]
+        rows = _rows(path, data, least=2)
+        columns = rows[:, :2]
         if not columns[:, 1].any():
             raise DataError(f"{path}: alpha2f.x wrote zeros only, as that of QE 6.7 always does (it takes each q for the last "
                             "one); its lambda is wrong too: use a newer alpha2f.x")
+        _count_modes(rows, warnings)
         return "alpha2f.x a2F.dat", ["Ry"], columns, None, warnings
     if re.search(r"#\s*Frequency,\s*a2F", head):
         # ABINIT's lambda, running in the third column, is the integral of a2F/omega without the 2: its a2F is twice alpha2F
-        rows = _rows(path, _data(text), least=3)
+        rows = _rows(path, data, least=3)
+        _announced(path, rows, re.search(r"number of frequencies:\s*(\d+)", head))
         columns = rows[:, :2] * [1, 0.5]
         _compare(columns, rows[-1, 2:3].tolist(), warnings)
         return "ABINIT A2FW", ["Ha"], columns, None, warnings
     if re.search(r"#\s*ABINIT package\s*:\s*a2f file", head):
-        return "ABINIT A2F", ["Ha"], _rows(path, _data(text), least=2)[:, :2], None, warnings
+        columns = _rows(path, data, least=2)[:, :2]
+        _announced(path, columns, re.search(r"number of energy points\s*:\s*(\d+)", head))
+        return "ABINIT A2F", ["Ha"], columns, None, warnings
     if re.match(r"\s*#\s*degauss\s+lambda", head):
         raise DataError(f"{path}: a summary by lambda.x, without a spectrum; give alpha2F.dat or the folder of "
                         "elph.inp_lambda files")
-    rows = _rows(path, _data(text), least=2)
+    rows = _rows(path, data, least=2)
     columns = rows[:, :2]
-    if path.name.upper().startswith("ALPHA2F") and path.suffix.upper() == ".OUT":
+    comments = [line for _, line in lines if line.lstrip().startswith(_COMMENT)]
+    if (path.name.upper().startswith("ALPHA2F") and path.suffix.upper() == ".OUT"
+            and not any(re.search(_UNIT, line, re.IGNORECASE) for line in comments)):  # Elk itself writes no comments
         return "Elk ALPHA2F.OUT", ["Ha"], columns, None, warnings
     if rows.shape[1] > 2:
+        if rows[0, 0] in (0, 1) and (np.diff(rows[:, 0]) == 1).all() and (np.diff(rows[:, 1]) > 0).all():
+            raise DataError(f"{path}: the first column counts the rows and the second ascends as frequencies do: give a table "
+                            "whose first column is the frequency and whose second is a2F")
         warnings.append(f"{rows.shape[1]} columns: the second was read as a2F")
-    comments = " ".join(line for line in text.splitlines()[:40] if line.lstrip().startswith(("#", "!", "@")))
     return "text", _units_in(comments), columns, None, warnings
 
 
-def _epw(path: Path, text: str, warnings: list[str]) -> np.ndarray:
+def _epw(path: Path, lines: _Lines, warnings: list[str]) -> np.ndarray:
     """Frequencies in meV and one column of α²F per phonon smearing, from any of EPW's files.
 
     ``prefix.a2f`` has a header, a column of α²F and one of the running λ per smearing, and a footer; old versions leave the
     running λ out, newer ones write the first smearing only. ``prefix.a2f.01`` (of phonselfen) has no header and no running
     λ. ``prefix.a2f_iso`` has no footer; in ``prefix.a2f_proj`` the contributions of the modes follow the total.
     """
-    lines = text.lstrip().splitlines() or [""]
+    top = next((i for i, (_, line) in enumerate(lines) if line.strip()), 0)
+    lines = lines[top:]
+    header = lines[0][1] if lines else ""
     other = _EPW_OTHER.search(path.name)
-    if other or "phdos" in lines[0]:
+    if other or "phdos" in header:
         what = "phonon density of states" if other is None or other[1] == "phdos" else "spectral function of transport"
         raise DataError(f"{path}: EPW's {what}, no a2F; give prefix.a2f or prefix.a2f.01")
-    start = 1 if "w[meV]" in lines[0] else 0
-    end = next((i for i, line in enumerate(lines) if "Integrated" in line or "lambda_int" in line), None)
-    if lines[0].split() == ["w[meV]", "a2f"]:
-        columns = _rows(path, lines[1:], width=2)
-        if columns[-1, 1] > 0.05 * columns[:, 1].max():
-            warnings.append("a2F is not zero at its last frequency: truncated, or the phonon smearing is wide")
+    start = 1 if "w[meV]" in header else 0
+    end = next((i for i, (_, line) in enumerate(lines) if "Integrated" in line or "lambda_int" in line), None)
+    if header.split() == ["w[meV]", "a2f"]:
+        columns = _rows(path, lines[1:], least=2)
+        if columns.shape[1] != 2:
+            raise DataError(f"{path}: {columns.shape[1]} columns do not fit its header (w[meV] a2f): damaged")
         return columns
-    if lines[0].split()[:3] == ["w[meV]", "a2f", "a2f_modeproj"]:
+    if header.split()[:3] == ["w[meV]", "a2f", "a2f_modeproj"]:
         if end is None:
             raise DataError(f"{path}: an EPW a2f_proj file that does not reach its last line (lambda_int = …): truncated")
-        columns = _rows(path, lines[1:end], least=3)[:, :2]
-        _compare(columns, numbers(lines[end].split("=", 1)[-1]), warnings)
+        columns = _rows(path, lines[1:end], least=3, broken=True)[:, :2]
+        _compare(columns, numbers(lines[end][1].split("=", 1)[-1]), warnings)
         return columns
-    footer = "\n".join(lines[end + 1:]) if end is not None else ""
+    footer = "\n".join(line for _, line in lines[end + 1:]) if end is not None else ""
     stated = numbers(footer.split("Phonon smearing")[0])  # one per smearing
     if end is None or not stated:
         raise DataError(f"{path}: an EPW a2f file without its footer (Integrated el-ph coupling): truncated")
-    rows = _rows(path, lines[start:end], least=2)
     n = len(stated)
+    rows = _rows(path, lines[start:end], least=2, broken=True, widths=(1 + 2 * n, 1 + n, 3, 2))
     if rows.shape[1] not in (1 + n, 1 + 2 * n) and rows.shape[1] in (2, 3):
         n, stated = 1, stated[:1]  # the first smearing only
     if rows.shape[1] not in (1 + n, 1 + 2 * n):
         raise DataError(f"{path}: {rows.shape[1]} columns do not fit the {n} phonon smearings of the footer: damaged")
     columns = rows[:, :1 + n]
-    _compare(columns, stated, warnings)
+    for j in range(n):
+        _compare(columns[:, [0, 1 + j]], stated[j:j + 1], warnings)
     summed = re.search(r"Summed el-ph coupling\s+(\S+)", footer)
     if summed and (modes := numbers(summed[1])) and abs(stated[0] - modes[0]) > 0.05 * abs(modes[0]):
         warnings.append(f"a2F integrates to lambda = {stated[0]:.4f}, the modes sum to {modes[0]:.4f}: the phonon smearing is "
@@ -257,48 +306,85 @@ def _epw(path: Path, text: str, warnings: list[str]) -> np.ndarray:
     return columns
 
 
-def _data(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.lstrip().startswith(("#", "!", "@"))]
+def _units_in(comments: list[str]) -> list[str]:
+    """Units of the frequencies that comments name, also those that are not known.
 
-
-def _units_in(comment: str) -> list[str]:
-    """Units named in a comment, also those that are not known. K is potassium as often as kelvin: it counts in brackets only.
-    What follows a slash (states/eV) is no unit of frequencies."""
-    comment = re.sub(r"(?<!1)(/\s*[A-Za-z]+)+", " ", comment.replace("rad/", "rad "))
-    words = re.findall(r"cm\^\{?-1\}?|cm-1|1/cm|a\.u\.|[A-Za-z]+", comment)
-    foreign = {u.lower(): u for u in _FOREIGN_UNITS}
-    found = [_UNIT_WORDS.get(w.lower()) or foreign[w.lower()] for w in words if w.lower() in _UNIT_WORDS.keys() | foreign.keys()]
-    if re.search(r"[(\[]\s*K\s*[)\]]", comment):
-        found.append("K")
+    Comments name other units as well (smearings, cutoffs, temperatures): only a unit beside a word for the frequency counts, or
+    one that stands alone. K is potassium as often as kelvin: alone it counts in brackets only.
+    """
+    known = {u.lower(): u for u in _FOREIGN_UNITS} | _UNIT_WORDS
+    found = []
+    for line in comments:
+        line = line.replace("$", "")
+        parts = [m["brackets"] or m["slash"] or m["word"] or "" for m in _OF_FREQUENCIES.finditer(line)
+                 if not _NOT_OF_PHONONS.search(line[:m.start()])]
+        if not parts and _ALONE.fullmatch(line) and not re.match(r"[\s#!@]*K\b", line):
+            parts = [line]
+        found += [known[u.lower()] for part in parts for u in re.findall(rf"(?<!\d)(?<!\d )(?:{_UNIT})", part, re.IGNORECASE)]
     return list(dict.fromkeys(found))
 
 
-def _rows(path: Path, lines: list[str], width: int | None = None, least: int = 1) -> np.ndarray:
-    """Table of all numeric lines; records that run over several lines are put back together.
-
-    The record length is `width`, or the shortest number of lines for which every record has the same length, not below `least`,
-    and the first number of the records ascends.
-    """
-    tokens = [numbers(line) for line in lines if line.strip()]
-    tokens = [t for t in tokens if t]
+def _rows(
+    path: Path, lines: _Lines, *, least: int = 1, broken: bool = False, widths: tuple[int, ...] = (),
+) -> np.ndarray:
+    """Table of all numeric lines, with ascending frequencies; `broken` and `widths` as in :func:`_lines_per_record`."""
+    tokens = [(n, found) for n, line in lines if (found := numbers(line))]
     if not tokens:
         raise DataError(f"{path}: no numbers in it")
-    flat = [x for t in tokens for x in t]
-    if width is not None:
-        if len(flat) % width:
-            raise DataError(f"{path}: {len(flat)} numbers do not fill rows of {width}: truncated")
-        return np.array(flat).reshape(-1, width)
-    counts = [len(t) for t in tokens]
-    for period in range(1, min(20, len(counts)) + 1):
-        if len(counts) % period or any(counts[i] != counts[i % period] for i in range(len(counts))):
-            continue
-        table = np.array(flat).reshape(len(counts) // period, -1)
-        if len(table) > 1 and (np.diff(table[:, 0]) > 0).all():
-            if table.shape[1] < least:
-                raise DataError(f"{path}: an a2F file needs a column of frequencies and one of a2F; this one has "
-                                f"{table.shape[1]} of {least} columns")
-            return table
-    raise DataError(f"{path}: rows of different length, or frequencies that do not ascend: not an a2F table, or truncated")
+    numbered = [n for n, _ in tokens]
+    per_record = _lines_per_record(path, numbered, [len(t) for _, t in tokens], broken, widths)
+    table = np.array([x for _, t in tokens for x in t]).reshape(len(tokens) // per_record, -1)
+    if table.shape[1] < least:
+        raise DataError(f"{path}: an a2F file needs a column of frequencies and one of a2F; this one has "
+                        f"{table.shape[1]} of {least} columns")
+    frequencies, numbered = table[:, 0], numbered[::per_record]
+    if (unknown := np.flatnonzero(np.isnan(frequencies))).size:
+        raise DataError(f"{path}: line {numbered[unknown[0]]} has no number as its frequency: damaged, or the field too narrow")
+    if (wrong := np.flatnonzero(np.diff(frequencies) <= 0)).size:
+        i = wrong[0]
+        before, after = frequencies[i:i + 2]
+        raise DataError(f"{path}: frequencies must ascend, and line {numbered[i + 1]} has {after:.10g} after the {before:.10g} "
+                        f"of line {numbered[i]}: " + ("leave one of the rows out, or print the frequencies with more digits"
+                                                   if before == after else "sort the rows, and give one spectrum per file"))
+    return table
+
+
+def _lines_per_record(path: Path, numbered: list[int], counts: list[int], broken: bool, widths: tuple[int, ...]) -> int:
+    """How many lines are one record, from the count of numbers in each line.
+
+    One, unless the format is one that breaks records (`broken`): there a line with fewer numbers ends each, or the record has
+    one of the `widths`. The order of the frequencies does not decide: a doubled row would hide every second one.
+    """
+    patterns = [[max(set(counts), key=counts.count)]]
+    if broken:
+        starts = [counts[:p] for p in range(2, min(20, len(counts) // 2) + 1)]
+        patterns += [p for p in starts if p == sorted(p, reverse=True) and (p[-1] < p[0] or sum(p) in widths)]
+    odd = [next((i for i, n in enumerate(counts) if n != p[i % len(p)]), len(counts)) for p in patterns]
+    fits = [len(p) for p, i in zip(patterns, odd, strict=True) if i == len(counts) and not len(counts) % len(p)]
+    if fits:
+        return next((p for p in fits if sum(counts[:p]) in widths), fits[0])
+    i = max(odd)
+    if i == len(counts):
+        raise DataError(f"{path}: line {numbered[-1]} ends in the middle of a record: truncated")
+    pattern = patterns[odd.index(i)]
+    raise DataError(f"{path}: line {numbered[i]} has {counts[i]} number(s) where {pattern[i % len(pattern)]} are due: no a2F "
+                    "table (comments begin with #), damaged, or truncated")
+
+
+def _announced(path: Path, rows: np.ndarray, stated: re.Match[str] | None) -> None:
+    """Refuse a table that has not as many rows as its header says."""
+    if stated and len(rows) != int(stated[1]):
+        raise DataError(f"{path}: its header announces {stated[1]} frequencies, the table has {len(rows)}: truncated, or damaged")
+
+
+def _count_modes(rows: np.ndarray, warnings: list[str]) -> None:
+    """Warn where the phonon DOS of alpha2f.x (third column; one column per atom follows) does not hold three modes per atom."""
+    modes = 3 * (rows.shape[1] - 3)
+    if len(rows) < 2 or modes <= 0 or not rows[:, 2].any():
+        return
+    held = rows[:, 2].sum() * (rows[1, 0] - rows[0, 0])
+    if not abs(held / modes - 1) <= _ALL_MODES:
+        warnings.append(f"its phonon DOS holds {held:.2f} of {modes} modes: truncated, or modes are imaginary")
 
 
 def _compare(columns: np.ndarray, stated: list[float], warnings: list[str]) -> None:
@@ -321,3 +407,13 @@ def _grid_warnings(frequencies: np.ndarray, unit: str) -> list[str]:
     i = int(wide[np.argmax(step[wide])])
     return [f"gap in the frequencies: {frequencies[i]:.6g} to {frequencies[i + 1]:.6g} {unit}, "
             f"where the usual step is {typical:.3g}"]
+
+
+def _end_warnings(a2f: np.ndarray) -> list[str]:
+    """What columns of α²F (rows, spectra) have at the last frequency, where there should be nothing."""
+    a2f = np.abs(a2f[:, np.isfinite(a2f).all(axis=0) & a2f.any(axis=0)])
+    left = float((a2f[-1] / a2f.max(axis=0)).max(initial=0.0))
+    if left < _WHOLE:
+        return []
+    return [f"a2F is not zero at its last frequency ({100 * left:.2g} % of its maximum): truncated, or the phonon smearing is "
+            "wide"]

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from hydroflow.cli.epc import epc, tc
+from hydroflow.errors import SettingsError
 
 DATA = Path(__file__).parent / "data"
 
@@ -48,6 +49,30 @@ def test_unscaled_convention_is_named():
     scaled, unscaled = (json.loads(run(DATA / "h3s" / "a2F.dos4", "--json", *more).stdout) for more in ((), ("--unscaled",)))
     assert "unscaled" in unscaled["mu_star_convention"]
     assert unscaled["tc_K"]["eliashberg"]["0.10"] > scaled["tc_K"]["eliashberg"]["0.10"]
+
+
+@pytest.mark.parametrize(("more", "words"), [((), "scaled to the Matsubara cutoff"), (("--unscaled",), "taken as it is")])
+def test_table_for_people_says_what_mu_star_means(more, words):
+    assert words in run(DATA / "h3s" / "a2F.dos4", *more).stdout
+    assert words not in run(DATA / "h3s" / "a2F.dos4", "--method", "mcmillan", *more).stdout
+
+
+def test_tc_below_the_resolution_is_told():
+    # McMillan: 0.20 K at mu* = 0.10
+    out = json.loads(run(DATA / "al_abinit" / "al_A2FW", "--json").stdout)
+    assert out["tc_K"]["eliashberg"]["0.10"] == 0
+    assert any("none above 0.23 K" in w for w in out["warnings"])
+
+
+def test_tiny_mu_star_gives_almost_the_tc_of_none():
+    tc_k = json.loads(run(DATA / "h3s" / "a2F.dos4", "--mu-star", "0", "0.001", "--json").stdout)["tc_K"]["eliashberg"]
+    assert 0.99 < tc_k["0.001"] / tc_k["0.00"] < 1
+
+
+@pytest.mark.parametrize("values", [("0.1", "0.10"), ("0.1234567", "0.1234568")])
+def test_values_of_mu_star_with_one_key_are_refused(values):
+    with pytest.raises(SettingsError, match="twice"):
+        run(DATA / "h3s" / "a2F.dos4", "--mu-star", *values)
 
 
 def test_large_lambda_is_doubted(tmp_path):

@@ -204,6 +204,13 @@ def test_truncated_files_are_refused(h3s, name, share):
         read_folder(h3s)
 
 
+def test_a_dynamical_matrix_that_is_not_where_its_heading_is(h3s):
+    heading = "     Dynamical  Matrix in cartesian axes\n"
+    (h3s / "x.dyn1").write_text((h3s / "x.dyn1").read_text().replace(heading, "") + heading)
+    with failure(FailureCode.truncated_output, "its q cannot be read"):
+        read_folder(h3s)
+
+
 @pytest.mark.parametrize("name", ["x.dyn0", "x.dyn1", "elph_dir/elph.inp_lambda.1"])
 def test_a_file_cut_anywhere_is_a_typed_error(h3s, name):
     """At two hundred places all over and at each of the last eighty bytes: a typed error, or read as it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_matdyn_truncated_file_is_refused(tmp_path):
     text = (DATA / "h3s" / "a2F.dos4").read_text()
     (tmp_path / "a2F.dos4").write_text(text[:len(text) // 2])
     with pytest.raises(DataError, match="truncated"):
+        read_a2f(tmp_path / "a2F.dos4")
+
+
+@pytest.mark.parametrize("line", [100, 101])
+def test_matdyn_record_over_two_lines_that_lost_one_is_refused(tmp_path, line):
+    lines = []
+    for record in (DATA / "h3s" / "a2F.dos4").read_text().splitlines():
+        words = record.split()
+        lines += ["  ".join(words[:3]), "  ".join(words[3:])] if words and words[0][0].isdigit() else [record]
+    del lines[line]
+    (tmp_path / "a2F.dos4").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"line {line + 1} has \d number.*are due"):
         read_a2f(tmp_path / "a2F.dos4")
 
 
@@ -156,6 +169,13 @@ def test_epw_a2f_iso_that_ends_among_its_modes_is_a_warning(tmp_path):
     assert any("not zero" in w for w in read_a2f(tmp_path / "al.a2f_iso").warnings)
 
 
+def test_every_smearing_of_epw_is_compared_with_its_footer(tmp_path):
+    text = (DATA / "al_epw" / "al12.a2f").read_text()
+    assert text.count("   0.3285112\n Phonon") == 1
+    (tmp_path / "al12.a2f").write_text(text.replace("   0.3285112\n Phonon", "   0.4285112\n Phonon"))
+    assert any("states 0.4285" in w for w in read_a2f(tmp_path / "al12.a2f").warnings)
+
+
 def test_epw_footer_that_does_not_fit_its_columns_is_refused(tmp_path):
     text = (DATA / "al_epw" / "al.a2f").read_text()
     stated = "0.3244572   0.3245265   0.3246307   0.3247702   0.3249451\n Phonon"
@@ -215,6 +235,28 @@ def test_abinit_a2fw_of_another_convention_is_a_warning(tmp_path):
     assert "states 0.6188" in read_a2f(tmp_path / "al_A2FW").warnings[0]
 
 
+@pytest.mark.parametrize(("name", "rows"), [("al_A2FW", 444), ("al_A2F", 400)])
+def test_abinit_table_without_all_rows_of_its_header_is_refused(tmp_path, name, rows):
+    lines = (DATA / "al_abinit" / name).read_text().splitlines()
+    (tmp_path / name).write_text("\n".join(lines[:350]) + "\n")
+    with pytest.raises(DataError, match=rf"announces {rows} frequencies, the table has 3\d\d: truncated"):
+        read_a2f(tmp_path / name)
+
+
+def test_alpha2f_x_without_all_modes_is_a_warning(tmp_path):
+    lines = (DATA / "al_alpha2f" / "al.a2F.dat").read_text().splitlines()
+    (tmp_path / "al.a2F.dat").write_text("\n".join(lines[:150]) + "\n")
+    assert any("of 3 modes: truncated" in w for w in read_a2f(tmp_path / "al.a2F.dat").warnings)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("al_elk/ALPHA2F.OUT", 275), ("h3s/alpha2F.dat", 63)])
+def test_table_that_ends_among_its_modes_is_a_warning(tmp_path, name, rows):
+    lines = (DATA / name).read_text().splitlines()
+    (tmp_path / Path(name).name).write_text("\n".join(lines[:rows]) + "\n")
+    assert any("not zero at its last frequency" in w for w in read_a2f(tmp_path / Path(name).name).warnings)
+    assert not any("last frequency" in w for w in read_a2f(DATA / name).warnings)
+
+
 def test_anaddb():
     found = read_a2f(DATA / "al_abinit" / "al_A2F")
     assert found.format == "ABINIT A2F" and found.warnings == []
@@ -229,8 +271,11 @@ def test_text_in_each_unit(tmp_path, table, unit):
     check(tmp_path / "a2f.txt", "text", unit)
 
 
-@pytest.mark.parametrize(("header", "unit"), [("omega[meV]   alpha^2F(omega)", "meV"), ("Frequency (THz) a2F", "THz"),
-                                               ("w (cm^-1), a2F", "cm-1")])
+@pytest.mark.parametrize(("header", "unit"), [
+    ("omega[meV]   alpha^2F(omega)", "meV"), ("Frequency (THz) a2F", "THz"), ("w (cm^-1), a2F", "cm-1"), ("E (1/cm)", "cm-1"),
+    ("omega/meV  a2F", "meV"), (r"$\omega$ (cm$^{-1}$)", "cm-1"), ("freq_THz,a2F", "THz"), ("omega [Hartree]", "Ha"),
+    ("meV a2F", "meV"), ("unit: THz", "THz"), ("frequencies are in Rydberg", "Ry"), ("ecutwfc 80 Ry\nomega (THz)", "THz"),
+    ("smearing 0.02 Ry, omega (THz)", "THz"), ("w (meV), lambda at 300 (K)", "meV"), ("kinetic energy (Ry), E (THz)", "THz")])
 def test_text_names_its_unit(tmp_path, table, header, unit):
     np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS[unit], 1], header=header)
     assert check(tmp_path / "a2f.dat", "text").unit == unit
@@ -242,10 +287,44 @@ def test_text_without_a_unit_is_refused(tmp_path, table):
         read_a2f(tmp_path / "a2f.dat")
 
 
-def test_text_in_a_unit_that_is_not_known_is_refused(tmp_path, table):
-    np.savetxt(tmp_path / "a2f.dat", table, header="frequency (mRy), a2F; DOS in states/eV")
-    with pytest.raises(UnknownUnit, match=r"is in mRy.*--unit"):
+@pytest.mark.parametrize("header", [
+    "phonon smearing 0.5 meV", "degauss = 0.02 Ry", "DOS from 400 cm-1 grid", "T = 300 (K)", "smearing in meV",
+    "Fermi energy (Ry)", "energy (Ry) = 80", "w(k), a2F in states/meV", "log average (K) and lambda"])
+def test_unit_of_something_else_is_not_that_of_the_frequencies(tmp_path, table, header):
+    np.savetxt(tmp_path / "a2f.dat", table, header=header)
+    with pytest.raises(UnknownUnit, match=r"does not name the unit.*--unit"):
         read_a2f(tmp_path / "a2f.dat")
+
+
+@pytest.mark.parametrize(("header", "unit"), [
+    ("frequency (mRy), a2F; DOS in states/eV", "mRy"), ("omega [eV], smeared by 0.5 meV", "eV"), ("w (µeV)", "µeV"),
+    ("omega (rad/ps), smearing 0.02 Ry", "rad/ps")])
+def test_text_in_a_unit_that_is_not_known_is_refused(tmp_path, table, header, unit):
+    np.savetxt(tmp_path / "a2f.dat", table, header=header, encoding="utf-8")
+    with pytest.raises(UnknownUnit, match=rf"is in {unit},.*--unit"):
+        read_a2f(tmp_path / "a2f.dat")
+
+
+def test_name_of_elk_does_not_outweigh_a_unit(tmp_path, table):
+    np.savetxt(tmp_path / "alpha2F.out", table * [K_PER_RYDBERG / K_PER_MEV, 1], header="omega (meV)")
+    assert check(tmp_path / "alpha2F.out", "text").unit == "meV"
+
+
+def test_column_that_counts_the_rows_is_refused(tmp_path, table):
+    np.savetxt(tmp_path / "a2f.dat", np.column_stack([np.arange(1, len(table) + 1), table]), header="n, omega (Ry), a2F")
+    with pytest.raises(DataError, match="first column counts the rows"):
+        read_a2f(tmp_path / "a2f.dat")
+
+
+@pytest.mark.parametrize("name", ["a2f.dat", "ALPHA2F.OUT"])
+def test_frequencies_out_of_order_are_refused_with_their_line(tmp_path, table, name):
+    # an even number of rows: pairs of them, taken for records, would ascend
+    rows = [f"{w * 500:.6f} {a:.6e}" for w, a in table]
+    for wrong, words in ((rows[8], "line 10 has .* after the .* of line 9: leave one"),
+                         (rows[7], "line 10 has .* after the .* of line 9: sort")):
+        (tmp_path / name).write_text("\n".join([*rows[:9], wrong, *rows[10:]]) + "\n")
+        with pytest.raises(DataError, match=words):
+            read_a2f(tmp_path / name, "THz")
 
 
 def test_frequencies_that_no_phonon_has_are_refused(tmp_path, table):
@@ -261,8 +340,7 @@ def test_imaginary_modes_of_a_table_are_told(tmp_path, table):
 
 
 @pytest.mark.parametrize(("header", "named"), [
-    ("smearing 0.02 Ry, omega (THz)", "Ry, THz"), ("omega [eV], smeared by 0.5 meV", "eV, meV"),
-    ("omega (rad/ps), smearing 0.02 Ry", "rad, Ry"), ("w (meV), lambda at (K)", "meV, K")])
+    ("omega (Ry), E (THz)", "Ry, THz"), ("meV THz", "meV, THz"), ("energies in Ry, frequencies in THz", "Ry, THz")])
 def test_text_that_names_several_units_is_refused(tmp_path, table, header, named):
     np.savetxt(tmp_path / "a2f.dat", table, header=header)
     with pytest.raises(UnknownUnit, match=rf"several units \({named}\).*--unit"):
@@ -293,6 +371,13 @@ def test_columns_of_nan_are_refused_with_the_way_out(name):
         read_a2f(DATA / "al_nan" / name)
 
 
+def test_nan_in_a_text_is_refused_with_its_place_and_no_word_of_gamma(tmp_path):
+    (tmp_path / "a2f.dat").write_text("# omega (THz)\n1 0\n2 1\n3 ****\n4 0\n")
+    with pytest.raises(DataError, match="mend 1 of 4 rows, the first at 3 THz") as error:
+        read_a2f(tmp_path / "a2f.dat")
+    assert "Gamma" not in str(error.value)
+
+
 def test_some_columns_of_nan_are_left_out(tmp_path, table):
     thz = table[:, 0] * K_PER_RYDBERG / K_PER_THZ
     rows = "\n".join(f"{w:9.4f}       NaN {a:9.5f}" for w, a in zip(thz, table[:, 1], strict=True))
@@ -311,6 +396,7 @@ def test_gap_in_the_frequencies_is_a_warning(tmp_path, table):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("", "no numbers"), ("hello\n", "no numbers"), ("1.0\n2.0\n3.0\n", "column"), ("3 1\n2 1\n1 1\n0.5 1\n", "ascend"),
+    ("1 0\n2 1\n3\n", r"line 3 has 1 number\(s\) where 2 are due"), ("1 0\n*** 1\n3 0\n", "line 2 has no number"),
     ("# degauss   lambda    int alpha2F\n 0.005 0.7 0.1\n", "summary"), ("# E(THz)\n 0.0 0.1\n 0.1 0.2\n", "no broadening"),
     (" w[meV] a2f and integrated 2*a2f/w for 1 smearing values\n 1.0 0.1 0.2\n 2.0 0.1 0.3\n Integrated el-ph coupling",
      "footer")])
@@ -334,6 +420,19 @@ def test_a_file_cut_anywhere_is_a_result_or_a_typed_error(tmp_path, name):
         path.write_bytes(data[:n])
         with contextlib.suppress(HydroflowError):
             assert read_a2f(path).spectra
+
+
+def test_overflow_in_a_dynamical_matrix_is_refused_without_a_warning_of_numpy(tmp_path):
+    shutil.copytree(DATA / "h3s", tmp_path / "h3s")
+    path = tmp_path / "h3s" / "x.dyn1"
+    lines = path.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.split()[:2] == ["1", "1"])
+    lines[first] = "    1    1  1e999  0.0  0.0"
+    path.write_text("\n".join(lines) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(HydroflowError):
+            read_a2f(tmp_path / "h3s")
 
 
 def test_unknown_unit_and_missing_file_are_refused(tmp_path):
