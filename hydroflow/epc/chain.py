@@ -119,7 +119,7 @@ def irreps_specs(
 def collect_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
     engine_version: str, phonon_dos: Sequence[float], hydrogen_dos_share: float | None = None, label: str = "",
-    pressure_gpa: float | None = None,
+    pressure_gpa: float | None = None, wall_time_s: int = 86_400,
 ) -> JobSpec:
     """The collection of finished q jobs, in the order of q; `phonon_dos` is that of
     :func:`hydroflow.epc.ground_state.k_sampling`. The limits and the method of the verdict are part of its name."""
@@ -136,7 +136,7 @@ def collect_spec(
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
         "limits": limits(), "method": METHOD, "phonon_dos": list(phonon_dos),
         **({"loosened": loosened} if loosened else {}),
-    }, engine_version, files, Resources(1, 0, 3600), label, priority=COLLECT_FIRST)
+    }, engine_version, files, Resources(1, 0, wall_time_s), label, priority=COLLECT_FIRST)
 
 
 def _converged_to(job: Job) -> float:
@@ -311,7 +311,7 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
     if c.collect is None and all(k is not None and _done(k, documents) for k in c.qs):
         spec = collect_spec(c.crystal, c.grid, run.settings, scf, [documents[k] for k in c.qs if k], run.mu_star,
                             run.engine_version, k_sampling(scf, run.objects), c.hydrogen_dos_share, f"{c.label} collect",
-                            c.pressure_gpa)
+                            c.pressure_gpa, run.resources.wall_time_s)
         c.collect = run.ledger.submit([spec], run.campaign)[0]
 
 

@@ -59,7 +59,7 @@ def structures(**atoms: Atoms) -> StructureArrays:
 
 # ---- whole chains ----------------------------------------------------------------------------------------------------
 def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
-    """H3S on a 2×2×2 q mesh, aluminium, and an insulator that must not hold the others up."""
+    """H3S on a 2×2×2 q mesh, and an insulator that must not hold the others up."""
     agent()
     ledger = Ledger(store)
     settings = replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5, sigma_first_ry=0.01, sigma_count=10,
