@@ -17,6 +17,15 @@ down() {
   for file in "$dir"/run/*.pid; do [ -f "$file" ] && kill -9 "$(cat "$file")" 2>/dev/null || true; done
 }
 
+# A monitor of a busy machine refuses whoever asks before it is ready (EPERM); asking twice does no harm.
+ask() {
+  for _ in $(seq 10); do
+    timeout 60 ceph "$@" > /dev/null && return
+    sleep 2
+  done
+  return 1
+}
+
 up() {
   mkdir -p "$dir"/{mon,osd,run,log}
   local id; id=$(cat /proc/sys/kernel/random/uuid)
@@ -60,10 +69,10 @@ CONF
   ceph-mon -i a
   local osd; osd=$(cat /proc/sys/kernel/random/uuid)
   touch "$dir/keyring"
-  timeout 60 ceph osd create "$osd" 0 > /dev/null
+  ask osd create "$osd" 0 || return 1
   ceph-osd -i 0 --mkfs --osd-uuid "$osd" --setuser root --setgroup root
   # by hand: an OSD that does it itself on a busy machine may ask before it knows its monitor, and give up
-  timeout 60 ceph osd crush add osd.0 1.0 root=default host=one > /dev/null
+  ask osd crush add osd.0 1.0 root=default host=one || return 1
   ceph-osd -i 0 --setuser root --setgroup root
   radosgw -n client.rgw --rgw_frontends "beast endpoint=127.0.0.1:$port" --rgw_run_sync_thread=false --rgw_dns_name=localhost
   timeout 200 radosgw-admin user create --uid=hydroflow --display-name=hydroflow --access-key=hydroflow \
