@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 5.0, 300.0
 LOST_AFTER_S = 6 * 3600.0
 """A cluster may be away so long before its jobs are given up and run elsewhere."""
+CLEAR_EVERY_S = 86_400.0
+"""How often a cluster is looked over for what nobody wants, beside whenever it connects."""
 SILENCE_S, SHELL_SILENCE_S = 20.0, 2.0
 """Wait so long for the exit code of a job that has left the queue before it counts as lost."""
 SLOW_TICK_S = 20.0
@@ -72,6 +74,7 @@ class Actor(threading.Thread):
         """All actors of the agent; those of higher priority are filled first."""
         self.away_since: float | None = None
         self._took_over = 0.0
+        self._cleared = 0.0
         self.period_s = 0.2 if cluster.batch == "Shell" and cluster.context == "local" else 2.0
 
     def run(self) -> None:
@@ -137,9 +140,10 @@ class Actor(threading.Thread):
             if self.cluster.batch == "Shell" and self.cluster.max_cores is None:
                 self.placement.max_cores = self.site.cores()
             self.reconcile.set()
-        if self.reconcile.is_set():
+        if self.reconcile.is_set() or time.monotonic() - self._cleared > CLEAR_EVERY_S:
             self._clear_unwanted()
             self.reconcile.clear()
+            self._cleared = time.monotonic()
         self._take_over()
         self._cancel()
         if self.tracked:
@@ -186,8 +190,9 @@ class Actor(threading.Thread):
             if keys:
                 self.site.stop(tracked.name, tracked.ident, keys, whole=len(keys) == len(tracked.jobs))
                 tracked.stopped.update(keys)
-                for key in keys:
-                    tracked.jobs[key]["cancel"] = wishes[key]
+            for key in tracked.stopped & tracked.jobs.keys():
+                # wanted again before its end was seen: it goes on, as one that the machine has lost
+                tracked.jobs[key] |= wishes.get(key) or {"cancel": None, "reprieved": True}
 
     def _look(self, queue: Queue) -> None:
         """Where each batch stands; those that certainly were never submitted are submitted."""

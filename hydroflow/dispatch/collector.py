@@ -96,12 +96,13 @@ class Collector:
         try:
             engine = engine_for(spec.kind)
             cost = self._cost(job, spec, folder)
+            # not by .started: who stops a job that has not begun makes that too
+            begun = read_times(folder).start is not None
             if job.get("cancel"):
-                return self._stopped(job, spec, engine, cost, started=(folder / ".started").exists())
+                return self._stopped(job, spec, engine, cost, begun)
             code = read_exit_code(folder)
-            if code is None:
-                return self._lost(job, spec, engine, cost, FailureCode.lost,
-                                  _VANISHED if (folder / ".started").exists() else _NEVER_STARTED)
+            if code is None or (code and job.get("reprieved")):
+                return self._lost(job, spec, engine, cost, FailureCode.lost, _VANISHED if begun else _NEVER_STARTED)
             try:
                 collected = self._read(engine, spec, folder, code)
             except EngineFailure as failure:
@@ -194,12 +195,15 @@ class Collector:
             values |= self._after_kill(job, spec, engine, what, losses)
         return Verdict(Change(key, State.prepared, f"{what}; run again", values), code, bool(values.get("restart_from")))
 
-    def _stopped(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], started: bool) -> Verdict:
-        """Nobody wants it any more, but somebody may again: what it had done stays on its cluster for a while."""
+    def _stopped(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], begun: bool) -> Verdict:
+        """Nobody wants it any more, but somebody may again: what it had done stays on its cluster for a while, unless that is
+        known to be for nothing."""
         key, reason = job["_id"], job["cancel"]
-        if not started:  # where it was to go on from is still there
+        if not begun and not job.get("discard"):  # where it was to go on from is still there
             return Verdict(Change(key, State.cancelled, reason, {"cost": cost}))
-        values = {"restart_from": None, "cost": cost, **self._after_kill(job, spec, engine, reason, 1)}
+        values = {"restart_from": None, "cost": cost}
+        if not job.get("discard"):
+            values |= self._after_kill(job, spec, engine, reason, 1)
         return Verdict(Change(key, State.cancelled, reason, values), keep_folder=bool(values["restart_from"]))
 
     def _after_kill(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, what: str, count: int) -> dict[str, Any]:

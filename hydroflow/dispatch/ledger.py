@@ -78,9 +78,13 @@ class Ledger:
         for chunk in _chunks(list(updates.values())):
             self.collection.bulk_write(chunk, ordered=False)
         for chunk in _chunks(list(updates)):
+            # those that an agent was asked to stop, and has not yet
+            self.collection.update_many({"_id": {"$in": chunk}, "state": {"$in": _PENDING}, "cancel": {"$exists": True}},
+                                        {"$unset": {"cancel": "", "discard": ""}})
             self.collection.update_many({"_id": {"$in": chunk}, "state": State.cancelled.value,
                                          "finished": {"$lt": now() - CHECKPOINTS_KEPT}}, {"$unset": {"restart_from": ""}})
-            self._move(chunk, State.cancelled, State.prepared, "wanted again", unset=("cancel", "failure", "finished"))
+            self._move(chunk, State.cancelled, State.prepared, "wanted again",
+                       unset=("cancel", "discard", "failure", "finished"))
         return keys
 
     def _wanted(self, spec: JobSpec, campaign: str) -> UpdateOne:
@@ -161,12 +165,16 @@ class Ledger:
         stored answer is given up). Returns how many."""
         states = [State.failed, State.quarantined, State.cancelled, *([State.done] if redo else [])]
         return sum(self._move(chunk, states, State.prepared, reason, {"failures": 0, "losses": 0, "adjustments": {}},
-                              unset=("cancel", "failure", "finished", "not_before", "restart_from", "avoid", "result", "outputs"))
+                              unset=("cancel", "discard", "failure", "finished", "not_before", "restart_from", "avoid", "result",
+                                     "outputs"))
                    for chunk in _chunks(list(keys)))
 
-    def cancel(self, keys: Sequence[str], campaign: str | None = None, reason: str = "cancelled by hand") -> int:
+    def cancel(self, keys: Sequence[str], campaign: str | None = None, reason: str = "cancelled by hand",
+               keep: bool = True) -> int:
         """Nobody wants these any more. Waiting jobs are cancelled at once; an agent stops those on a cluster. With
-        `campaign`, only that campaign's wish is taken back, and jobs that another one wants go on."""
+        `campaign`, only that campaign's wish is taken back, and jobs that another one wants go on. Without `keep` their
+        checkpoints go at once."""
+        discard: dict[str, Any] = {} if keep else {"discard": True}
         count = 0
         for chunk in _chunks(list(keys)):
             match: dict[str, Any] = {"_id": {"$in": chunk}}
@@ -176,9 +184,9 @@ class Ledger:
                 match["campaigns"] = []
             count += self.collection.update_many(
                 {**match, "state": State.prepared.value},
-                _update(State.cancelled, reason, {"finished": now()})).modified_count
+                _update(State.cancelled, reason, {"finished": now()}, () if keep else ("restart_from",))).modified_count
             count += self.collection.update_many(
-                {**match, "state": {"$in": [s.value for s in ACTIVE]}}, {"$set": {"cancel": reason}}).modified_count
+                {**match, "state": {"$in": [s.value for s in ACTIVE]}}, {"$set": {"cancel": reason, **discard}}).modified_count
         return count
 
     def counts(self, campaign: str | None = None) -> dict[str, dict[str, int]]:
@@ -378,8 +386,8 @@ class AgentLedger(Ledger):
         return self._move(keys, State.submitted, State.prepared, reason, unset=(*_ON_CLUSTER, "batch"),
                           also={"owner": self.owner})
 
-    def cancel_wishes(self, cluster: str) -> dict[str, str]:
-        """key → reason of this agent's jobs on a cluster that nobody wants any more."""
+    def cancel_wishes(self, cluster: str) -> dict[str, dict[str, Any]]:
+        """key → ``cancel`` (the reason) and ``discard`` of this agent's jobs on a cluster that nobody wants any more."""
         rows = self.collection.find({"cluster": cluster, "owner": self.owner, "cancel": {"$exists": True},
-                                     "state": {"$in": [s.value for s in ACTIVE]}}, {"cancel": 1})
-        return {row["_id"]: row["cancel"] for row in rows}
+                                     "state": {"$in": [s.value for s in ACTIVE]}}, {"cancel": 1, "discard": 1})
+        return {row["_id"]: {"cancel": row["cancel"], "discard": row.get("discard", False)} for row in rows}

@@ -219,7 +219,7 @@ class Site:
         if command is None:
             # one that has not started must not start any more; one that runs gets SIGTERM (SIGKILL after its 30 s)
             command = "".join(
-                f"cd {shlex.quote(self.folder(batch))}/{key} 2>/dev/null && {{ mkdir .started 2>/dev/null; "
+                f"cd {shlex.quote(self.folder(batch))}/{key} 2>/dev/null && {{ touch .stop-{batch}; mkdir .started 2>/dev/null; "
                 'g=$(cat .process_group 2>/dev/null); test -n "$g" && kill -TERM -- -$g 2>/dev/null; }; ' for key in keys)
             command += "true"
         self.call(command)

@@ -26,11 +26,13 @@ for i in $(seq {patience}); do
   sleep 5
 done
 trap 'test -n "$child" && kill -TERM -- "-$child" 2>/dev/null' TERM INT
-echo "start $(date +%s.%N) $(hostname)" > hydroflow_times
 {restart}{exports}
+echo "start $(date +%s.%N) $(hostname)" > hydroflow_times
 timeout -k 30 {wall_time_s} bash -c {command} >stdout.txt 2>stderr.txt </dev/null &
 child=$!
 echo $child > .process_group
+# whoever stops it marks that first and looks for the process group then: one of the two sees the other
+test -e ".stop-$(basename "$(dirname "$PWD")")" && kill -TERM -- "-$child" 2>/dev/null
 wait $child; code=$?
 # a signal interrupts wait before the command has ended
 while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
@@ -75,8 +77,10 @@ def write_script(folder: Path, attempt: Attempt) -> None:
     restart = ""
     if attempt.restart_from:
         previous = shlex.quote(attempt.restart_from)
-        # checkpoints of the last attempt; new inputs and the bookkeeping of this attempt win
-        restart = (f"cp -rln {previous}/. . 2>/dev/null || cp -rn {previous}/. . 2>/dev/null\n"
+        # checkpoints of the last attempt; new inputs and the bookkeeping of this attempt win, and what says that an attempt
+        # runs is not taken over
+        restart = (f"rm -f {previous}/.process_group {previous}/hydroflow_times\n"
+                   f"cp -rln {previous}/. . 2>/dev/null || cp -rn {previous}/. . 2>/dev/null\n"
                    "rm -f exit_code stdout.txt stderr.txt result.json failure.json\n")
     exports = "".join(f"export {k}={shlex.quote(str(v))}\n" for k, v in attempt.environment.items())
     text = _TEMPLATE.format(restart=restart, exports=exports, wall_time_s=attempt.wall_time_s,

@@ -330,14 +330,15 @@ def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
             c.lowest_thz = told.get("details", {}).get("lowest_thz")
             c.failure = _failure(where, told.get("code", "unknown"), told.get("message", job.state))
             run.ledger.cancel([k for k in c.keys if k in documents and documents[k].state not in _ENDED], run.campaign,
-                              f"{where} of this crystal failed")
+                              f"{where} of this crystal failed", keep=False)
             return True
     return False
 
 
 def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole, unless it
-    was cancelled or was given up because it ran out of time again and again."""
+    was cancelled or was given up because it ran out of time again and again. Where one of the jobs has failed for good before,
+    the others, which were cancelled for it, are not begun again."""
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
@@ -346,10 +347,14 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
                  job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime")}
     shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
               for q, w in enumerate(whole, start=1)]
-    run.ledger.submit([*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)],
-                      run.campaign)
-    c.irreps = [[spec.key for spec in parts] for parts in shared]
-    c.qs = [None if parts else w.key for w, parts in zip(whole, shared, strict=True)]
+    wanted = [*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)]
+    there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only("key", "state")}
+    if {"failed", "quarantined"} & set(there.values()):
+        wanted = [w for w in wanted if there.get(w.key) in ("failed", "quarantined", "done")]
+    run.ledger.submit(wanted, run.campaign)
+    keys = {w.key for w in wanted}
+    c.irreps = [[spec.key for spec in parts if spec.key in keys] for parts in shared]
+    c.qs = [w.key if not parts and w.key in keys else None for w, parts in zip(whole, shared, strict=True)]
 
 
 def _finished(c: _Chain, documents: Mapping[str, Job]) -> bool:

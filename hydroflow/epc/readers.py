@@ -39,10 +39,9 @@ _OF_FREQUENCIES = re.compile(
 """``omega [meV]``, ``E/THz``, ``freq_THz``, ``frequencies are in Ry``, but not what a value follows: ``energy (Ry) = 80``."""
 _NOT_OF_PHONONS = re.compile(r"\b(fermi|cut-?off|kinetic|total|free|smearing)\s*$", re.IGNORECASE)
 """Words that make the "energy" after them another one."""
-_ALONE = re.compile(
-    r"[\s#!@]*(?:(?:(?:frequency|energy)\s+)?units?(?:\s+of\s+(?:omega|frequency|frequencies|energy))?\s*[:=]?\s*|in\s+)?"
-    rf"[(\[]?\s*{_UNIT}\s*[)\]]?(?:[\s,;|]+(?:\S*2\S*f\S*|lam\S*|λ\S*|p?dos\S*|{_UNIT}))*[\s.]*", re.IGNORECASE)
-"""A comment that is a unit and no more, or units and names of columns that have none: ``meV``, ``units: THz``, ``meV a2F``."""
+_BEFORE_UNIT = {"unit", "units", "frequency", "frequencies", "energy", "omega", "of", "in"}
+_NO_UNIT = re.compile(r"a?lpha.?2f|a2f|lam|λ|p?dos", re.IGNORECASE)
+"""Columns beside the frequencies that have none."""
 
 _HIGHEST_K = 10_000.0
 """No phonon is as high: the stretching mode of H2, the highest there is, has 6300 K (4400 cm-1)."""
@@ -315,13 +314,24 @@ def _units_in(comments: list[str]) -> list[str]:
     known = {u.lower(): u for u in _FOREIGN_UNITS} | _UNIT_WORDS
     found = []
     for line in comments:
-        line = line.replace("$", "")
+        line = " ".join(line.replace("$", "").split())
         parts = [m["brackets"] or m["slash"] or m["word"] or "" for m in _OF_FREQUENCIES.finditer(line)
                  if not _NOT_OF_PHONONS.search(line[:m.start()])]
-        if not parts and _ALONE.fullmatch(line) and not re.match(r"[\s#!@]*K\b", line):
+        if not parts and _alone(line):
             parts = [line]
         found += [known[u.lower()] for part in parts for u in re.findall(rf"(?<!\d)(?<!\d )(?:{_UNIT})", part, re.IGNORECASE)]
     return list(dict.fromkeys(found))
+
+
+def _alone(comment: str) -> bool:
+    """Whether a comment is a unit and no more, or units and names of columns that have none: ``meV``, ``units: THz``,
+    ``meV a2F``. K alone is potassium."""
+    words = [w for w in re.split(r"[\s,;|:=]+", comment.strip("#!@. ")) if w]
+    while words and words[0].lower() in _BEFORE_UNIT:
+        words.pop(0)
+    if not words or words[0] == "K" or not re.fullmatch(_WORD, words[0].strip("()[]"), re.IGNORECASE):
+        return False
+    return all(re.fullmatch(_WORD, w.strip("()[]"), re.IGNORECASE) or _NO_UNIT.match(w) or "2f" in w.lower() for w in words[1:])
 
 
 def _rows(

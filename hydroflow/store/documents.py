@@ -64,6 +64,8 @@ class Job(Document):
     """Clusters that proved unable to run it."""
     cancel = StringField()
     """Why nobody wants it any more, until the agent has stopped it."""
+    discard = BooleanField()
+    """Its checkpoints are not wanted either."""
     attempt = IntField(default=0)
     """Times it was claimed for a cluster."""
     failures = IntField(default=0)

@@ -63,15 +63,18 @@ def tc_rounds(
         return 0
     candidates = distinct(candidates)
     hydrogen_shares(campaign, store, ledger, candidates, settings, progress)
+    # what an interrupted run had begun keeps its place, so that going on asks for the same calculations
+    asked = begun = [c for c in candidates if c.epc_status is not None]
     while True:
-        # what an interrupted run had begun keeps its place, so that going on asks for the same calculations
-        begun = [c for c in candidates if c.epc_status is not None]
+        under_way = sum(c.epc_status not in ("done", "failed") for c in begun)
         count = campaign.epc.initial - len(begun)
         if campaign.epc.max_core_hours is not None and cost_model().timings < LEAST_TIMINGS:
-            count = min(count, LEAST_TIMINGS)  # what these cost says how many more the budget allows
+            count = min(count, LEAST_TIMINGS - under_way)  # what these cost says how many more the budget allows
         chosen = pick(campaign, candidates, settings, count)
-        coupling(campaign, store, ledger, [*begun, *chosen], settings, "EPC, first batch", progress)
-        if campaign.epc.max_core_hours is None or not chosen or len(begun) + len(chosen) >= campaign.epc.initial:
+        if asked or chosen:
+            coupling(campaign, store, ledger, [*asked, *chosen], settings, "EPC, first batch", progress)
+        begun, asked = [*begun, *chosen], []
+        if campaign.epc.max_core_hours is None or not (chosen or under_way) or len(begun) >= campaign.epc.initial:
             break
     for index in range(campaign.tc.rounds):
         wanted = campaign.epc.initial + (index + 1) * campaign.tc.acquire - sum(c.epc_status is not None for c in candidates)

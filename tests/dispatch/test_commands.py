@@ -14,6 +14,7 @@ from hydroflow.cli.main import cli
 from hydroflow.dispatch.job import JobSpec
 from hydroflow.dispatch.ledger import Ledger, now
 from hydroflow.errors import HydroflowError
+from hydroflow.store.documents import Job
 from hydroflow.store.packs import read
 from tests.dispatch.engines import ECHO, PYTHON
 from tests.waiting import until
@@ -109,6 +110,62 @@ def test_a_cancelled_job_goes_on_from_its_checkpoints_for_a_week(store, agent, r
     (done,) = ledger.wait([key])
     assert done.state == "done" and done.attempt == 2
     assert done.result["resumed_at"] == (len(before) if kept else 0)
+
+
+def test_cancelled_before_it_began_again_it_keeps_what_it_had(store, agent, tmp_path):
+    """In turn behind another job of its batch, where stopping it means that it must not begin."""
+    clusters = {"local": Cluster(max_cores=1, group_size=2)}
+    early = agent(clusters)
+    ledger, jobs = Ledger(store), store.settings.home / "jobs" / "local"
+    spec = JobSpec(PYTHON, {"x": 2, "steps": 60, "pace": 0.1}, "square 1")
+    (key,) = ledger.submit([spec], "hunt")
+    steps = jobs / f"{key}-1" / key / "steps.txt"
+    assert until(lambda: steps.exists() and len(steps.read_text().split()) > 10)
+    ledger.cancel([key])
+    ledger.wait([key])
+    before = len(steps.read_text().split())
+    early.stop.set()  # so that both of the next are there when it looks
+    assert until(lambda: not early.running)
+
+    first = JobSpec(PYTHON, {"x": 3, "steps": 50, "pace": 0.1}, "square 1", priority=9)
+    (other,) = ledger.submit([first], "hunt")
+    ledger.submit([spec], "hunt")
+    agent(clusters)
+    assert until(lambda: ledger.jobs([key])[0].attempt == 2 and ledger.jobs([other])[0].state == "running")
+    ledger.cancel([key])
+    assert ledger.wait([key])[0].state == "cancelled"
+    ledger.wait([other])
+    ledger.submit([spec], "hunt")
+    assert ledger.wait([key])[0].result["resumed_at"] == before
+
+
+def test_wanted_again_before_it_was_stopped_it_goes_on(store, agent, tmp_path):
+    agent()
+    ledger, log = Ledger(store), tmp_path / "log"
+    (key,) = ledger.submit([echo(1, sleep=5, log=str(log))], "hunt")
+    assert until(log.exists)
+    ledger.cancel([key], campaign="hunt")
+    ledger.submit([echo(1, sleep=5, log=str(log))], "hunt")
+    assert ledger.wait([key])[0].state == "done"
+    # also where the agent has stopped it meanwhile
+    (key,) = ledger.submit([echo(2, sleep=4, log=str(log))], "hunt")
+    assert until(lambda: key in log.read_text())
+    ledger.cancel([key])
+    assert until(lambda: Job.objects.get(key=key).cancel)
+    time.sleep(0.5)
+    ledger.submit([echo(2, sleep=4, log=str(log))], "hunt")
+    assert ledger.wait([key])[0].state == "done"
+
+
+def test_checkpoints_of_what_is_for_nothing_go_at_once(store, agent):
+    agent()
+    ledger, jobs = Ledger(store), store.settings.home / "jobs" / "local"
+    (key,) = ledger.submit([JobSpec(PYTHON, {"x": 2, "steps": 60, "pace": 0.1}, "square 1")], "hunt")
+    steps = jobs / f"{key}-1" / key / "steps.txt"
+    assert until(steps.exists)
+    ledger.cancel([key], keep=False)
+    assert ledger.wait([key])[0].state == "cancelled"
+    assert until(lambda: not steps.exists()) and ledger.jobs([key])[0].restart_from is None
 
 
 def test_a_job_two_campaigns_want_survives_one_of_them(store):

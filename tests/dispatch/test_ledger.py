@@ -95,7 +95,7 @@ def test_a_cancelled_run_stops_waiting_and_gives_up_only_what_is_open(store):
         ledger.wait(keys)
     assert ledger.cancel(keys, campaign="a", reason="cancelled in the UI") == 2
     assert [state(key) for key in keys] == ["done", "submitted", "cancelled"]
-    assert agent.cancel_wishes("here") == {keys[1]: "cancelled in the UI"}
+    assert agent.cancel_wishes("here") == {keys[1]: {"cancel": "cancelled in the UI", "discard": False}}
     assert Job.objects.get(key=keys[0]).campaigns == ["a"]  # its cost stays the campaign's
     batches: list[list[Job]] = []
     assert Ledger(store, on_batch=batches.append).wait([keys[0]]) == batches[0]

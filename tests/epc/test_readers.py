@@ -52,6 +52,15 @@ def test_matdyn_records_over_two_lines(tmp_path):
     check(tmp_path / "a2F.dos4", "matdyn.x a2F.dos")
 
 
+def test_a_header_of_many_columns_is_read_at_once(tmp_path):
+    rows = "\n".join(" ".join([f"{10 + i}"] + ["0.1"] * 60) for i in range(20))
+    (tmp_path / "wide.dat").write_text("# meV, " + ", ".join(f"a2f({i})" for i in range(59)) + ", total\n" + rows + "\n")
+    with pytest.raises(UnknownUnit, match="--unit"):  # what "total" is a unit of cannot be known
+        read_a2f(tmp_path / "wide.dat")
+    (tmp_path / "wide.dat").write_text("# meV, " + ", ".join(f"a2f({i})" for i in range(60)) + "\n" + rows + "\n")
+    assert read_a2f(tmp_path / "wide.dat").unit == "meV"
+
+
 def test_matdyn_truncated_file_is_refused(tmp_path):
     text = (DATA / "h3s" / "a2F.dos4").read_text()
     (tmp_path / "a2F.dos4").write_text(text[:len(text) // 2])

@@ -164,7 +164,8 @@ def test_without_values_for_a_model_the_queue_goes_on_and_says_so(store, monkeyp
     assert "too few" in Run.objects.get().summary["tc_note"]
 
 
-def test_a_budget_is_kept_by_what_the_first_chains_cost(store, monkeypatch):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_budget_is_kept_by_what_the_first_chains_cost(store, monkeypatch, interrupted):
     campaign = parse(MINIMAL.replace("Y", "Be").replace('"x"', '"c"')
                      + "[epc]\ninitial = 12\nmax_core_hours = 9.5\n[tc]\nrounds = 0\n")
     open_run(campaign)
@@ -177,6 +178,12 @@ def test_a_budget_is_kept_by_what_the_first_chains_cost(store, monkeypatch):
     monkeypatch.setattr(rounds, "cost_model", lambda: CostModel(1e-15) if not before().timings else before())
     loop = Loop(monkeypatch, store, {f"s{i}": 100.0 for i in range(12)}, {})
     loop.constant = 1e-15
+    if interrupted:
+        monkeypatch.setattr(rounds, "run_chain", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(campaign)
+        assert Candidate.objects(epc_status="queued").count() == 8
+        monkeypatch.setattr(rounds, "run_chain", loop.run_chain)
     assert loop.run(campaign) == 9
-    assert [len(batch) for batch in loop.batches[:2]] == [8, 9]
+    assert [len(batch) for batch in loop.batches[:2]] == [8, 1]
     assert "0 of 3 wanted EPC chains fit" in Run.objects.get().summary["epc_note"]
