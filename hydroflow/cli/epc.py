@@ -234,11 +234,12 @@ def ladder(
 def _print_ladder(rows: list[dict[str, Any]]) -> None:
     from hydroflow.epc.ladder import PUBLISHED
 
-    click.echo(f"{'compound':<10}{'rung':<14}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
+    wide, name = (max([least, *(len(r[key]) + 2 for r in rows)]) for key, least in (("compound", 10), ("rung", 14)))
+    click.echo(f"{'compound':<{wide}}{'rung':<{name}}{'q':<8}{'k':<10}{'λ':>6}{'ω_log/K':>9}{'Tc AD/K':>9}{'core-h':>8}"
                "  verdict")
     for r in rows:
         mesh = "×".join(map(str, r["q_mesh"] or [])), "×".join(map(str, r["k_mesh"] or []))
-        start = f"{r['compound']:<10}{r['rung']:<14}{mesh[0]:<8}{mesh[1]:<10}"
+        start = f"{r['compound']:<{wide}}{r['rung']:<{name}}{mesh[0]:<8}{mesh[1]:<10}"
         if r["status"] != "done":
             click.echo(f"{start}{'':>24}{r['core_hours']:8.2f}  failed: {(r['failure'] or {}).get('message', '')}")
             continue
