@@ -119,7 +119,7 @@ def irreps_specs(
 def collect_spec(
     crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
     engine_version: str, phonon_dos: Sequence[float], hydrogen_dos_share: float | None = None, label: str = "",
-    pressure_gpa: float | None = None, wall_time_s: int = 86_400,
+    pressure_gpa: float | None = None, *, wall_time_s: int,
 ) -> JobSpec:
     """The collection of finished q jobs, in the order of q; `phonon_dos` is that of
     :func:`hydroflow.epc.ground_state.k_sampling`. The limits and the method of the verdict are part of its name."""
@@ -311,7 +311,7 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
     if c.collect is None and all(k is not None and _done(k, documents) for k in c.qs):
         spec = collect_spec(c.crystal, c.grid, run.settings, scf, [documents[k] for k in c.qs if k], run.mu_star,
                             run.engine_version, k_sampling(scf, run.objects), c.hydrogen_dos_share, f"{c.label} collect",
-                            c.pressure_gpa, run.resources.wall_time_s)
+                            c.pressure_gpa, wall_time_s=run.resources.wall_time_s)
         c.collect = run.ledger.submit([spec], run.campaign)[0]
 
 

@@ -11,29 +11,12 @@ import numpy as np
 import pytest
 
 from hydroflow.epc.formulas import mcmillan
-from hydroflow.epc.readers import UNITS, UnknownUnit, read_a2f
+from hydroflow.epc.readers import UnknownUnit, read_a2f
 from hydroflow.errors import DataError, HydroflowError
 from hydroflow.units import K_PER_HARTREE, K_PER_MEV, K_PER_RYDBERG, K_PER_THZ
+from tests.epc.spectrum import OMEGA_LOG, check
 
 DATA = Path(__file__).parent / "data"
-LAMBDA, OMEGA_LOG = 1.84194, 1570.7
-"""Of a2F.dos4: λ as matdyn.x wrote it, ω_log from it."""
-
-
-@pytest.fixture(scope="module")
-def table() -> np.ndarray:
-    """Frequencies in Ry and total α²F of H3S."""
-    lines = (DATA / "h3s" / "a2F.dos4").read_text().splitlines()
-    return np.array([[float(x) for x in line.split()[:2]] for line in lines if line.strip() and line.split()[0][0].isdigit()])
-
-
-def check(path: Path, name: str, unit: str = "auto"):
-    found = read_a2f(path, unit)
-    assert found.format == name
-    assert found.spectra[0].coupling.lambda_ == pytest.approx(LAMBDA, rel=2e-3)
-    assert found.spectra[0].coupling.omega_log_k == pytest.approx(OMEGA_LOG, rel=2e-3)
-    return found
-
 
 def test_matdyn():
     assert check(DATA / "h3s" / "a2F.dos4", "matdyn.x a2F.dos").warnings == []
@@ -50,15 +33,6 @@ def test_matdyn_records_over_two_lines(tmp_path):
             lines.append(line)
     (tmp_path / "a2F.dos4").write_text("\n".join(lines) + "\n")
     check(tmp_path / "a2F.dos4", "matdyn.x a2F.dos")
-
-
-def test_a_header_of_many_columns_is_read_at_once(tmp_path):
-    rows = "\n".join(" ".join([f"{10 + i}"] + ["0.1"] * 60) for i in range(20))
-    (tmp_path / "wide.dat").write_text("# meV, " + ", ".join(f"a2f({i})" for i in range(59)) + ", total\n" + rows + "\n")
-    with pytest.raises(UnknownUnit, match="--unit"):  # what "total" is a unit of cannot be known
-        read_a2f(tmp_path / "wide.dat")
-    (tmp_path / "wide.dat").write_text("# meV, " + ", ".join(f"a2f({i})" for i in range(60)) + "\n" + rows + "\n")
-    assert read_a2f(tmp_path / "wide.dat").unit == "meV"
 
 
 def test_matdyn_truncated_file_is_refused(tmp_path):
@@ -274,51 +248,6 @@ def test_anaddb():
     assert found.spectra[0].coupling.omega_log_k == pytest.approx(287.6621, rel=1e-5)
 
 
-@pytest.mark.parametrize("unit", list(UNITS))
-def test_text_in_each_unit(tmp_path, table, unit):
-    np.savetxt(tmp_path / "a2f.txt", table * [K_PER_RYDBERG / UNITS[unit], 1])
-    check(tmp_path / "a2f.txt", "text", unit)
-
-
-@pytest.mark.parametrize(("header", "unit"), [
-    ("omega[meV]   alpha^2F(omega)", "meV"), ("Frequency (THz) a2F", "THz"), ("w (cm^-1), a2F", "cm-1"), ("E (1/cm)", "cm-1"),
-    ("omega/meV  a2F", "meV"), (r"$\omega$ (cm$^{-1}$)", "cm-1"), ("freq_THz,a2F", "THz"), ("omega [Hartree]", "Ha"),
-    ("meV a2F", "meV"), ("unit: THz", "THz"), ("frequencies are in Rydberg", "Ry"), ("ecutwfc 80 Ry\nomega (THz)", "THz"),
-    ("smearing 0.02 Ry, omega (THz)", "THz"), ("w (meV), lambda at 300 (K)", "meV"), ("kinetic energy (Ry), E (THz)", "THz")])
-def test_text_names_its_unit(tmp_path, table, header, unit):
-    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS[unit], 1], header=header)
-    assert check(tmp_path / "a2f.dat", "text").unit == unit
-
-
-def test_text_without_a_unit_is_refused(tmp_path, table):
-    np.savetxt(tmp_path / "a2f.dat", table)
-    with pytest.raises(UnknownUnit, match="--unit"):
-        read_a2f(tmp_path / "a2f.dat")
-
-
-@pytest.mark.parametrize("header", [
-    "phonon smearing 0.5 meV", "degauss = 0.02 Ry", "DOS from 400 cm-1 grid", "T = 300 (K)", "smearing in meV",
-    "Fermi energy (Ry)", "energy (Ry) = 80", "w(k), a2F in states/meV", "log average (K) and lambda"])
-def test_unit_of_something_else_is_not_that_of_the_frequencies(tmp_path, table, header):
-    np.savetxt(tmp_path / "a2f.dat", table, header=header)
-    with pytest.raises(UnknownUnit, match=r"does not name the unit.*--unit"):
-        read_a2f(tmp_path / "a2f.dat")
-
-
-@pytest.mark.parametrize(("header", "unit"), [
-    ("frequency (mRy), a2F; DOS in states/eV", "mRy"), ("omega [eV], smeared by 0.5 meV", "eV"), ("w (µeV)", "µeV"),
-    ("omega (rad/ps), smearing 0.02 Ry", "rad/ps")])
-def test_text_in_a_unit_that_is_not_known_is_refused(tmp_path, table, header, unit):
-    np.savetxt(tmp_path / "a2f.dat", table, header=header, encoding="utf-8")
-    with pytest.raises(UnknownUnit, match=rf"is in {unit},.*--unit"):
-        read_a2f(tmp_path / "a2f.dat")
-
-
-def test_name_of_elk_does_not_outweigh_a_unit(tmp_path, table):
-    np.savetxt(tmp_path / "alpha2F.out", table * [K_PER_RYDBERG / K_PER_MEV, 1], header="omega (meV)")
-    assert check(tmp_path / "alpha2F.out", "text").unit == "meV"
-
-
 def test_column_that_counts_the_rows_is_refused(tmp_path, table):
     np.savetxt(tmp_path / "a2f.dat", np.column_stack([np.arange(1, len(table) + 1), table]), header="n, omega (Ry), a2F")
     with pytest.raises(DataError, match="first column counts the rows"):
@@ -337,7 +266,7 @@ def test_frequencies_out_of_order_are_refused_with_their_line(tmp_path, table, n
 
 
 def test_frequencies_that_no_phonon_has_are_refused(tmp_path, table):
-    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS["meV"], 1])
+    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / K_PER_MEV, 1])
     with pytest.raises(UnknownUnit, match="where none can be"):
         read_a2f(tmp_path / "a2f.dat", "Ha")
 
@@ -346,26 +275,6 @@ def test_imaginary_modes_of_a_table_are_told(tmp_path, table):
     below = np.column_stack([-table[::-1, 0] - table[0, 0] - 1e-6, table[::-1, 1]])
     np.savetxt(tmp_path / "a2f.dat", np.vstack([below, table]), header="omega (Ry)")
     assert any("50 % of the integral of a2F lies at negative" in w for w in read_a2f(tmp_path / "a2f.dat").warnings)
-
-
-@pytest.mark.parametrize(("header", "named"), [
-    ("omega (Ry), E (THz)", "Ry, THz"), ("meV THz", "meV, THz"), ("energies in Ry, frequencies in THz", "Ry, THz")])
-def test_text_that_names_several_units_is_refused(tmp_path, table, header, named):
-    np.savetxt(tmp_path / "a2f.dat", table, header=header)
-    with pytest.raises(UnknownUnit, match=rf"several units \({named}\).*--unit"):
-        read_a2f(tmp_path / "a2f.dat")
-    check(tmp_path / "a2f.dat", "text", "Ry")
-
-
-@pytest.mark.parametrize(("header", "unit"), [
-    ("K-Ca-H at 200 GPa, w in meV", "meV"), ("K H10", None), ("omega [K], a2F", "K")])
-def test_potassium_is_no_unit(tmp_path, table, header, unit):
-    np.savetxt(tmp_path / "a2f.dat", table * [K_PER_RYDBERG / UNITS[unit or "K"], 1], header=header)
-    if unit is None:
-        with pytest.raises(UnknownUnit, match="does not name"):
-            read_a2f(tmp_path / "a2f.dat")
-    else:
-        assert check(tmp_path / "a2f.dat", "text").unit == unit
 
 
 def test_unit_against_the_format_is_a_warning():
