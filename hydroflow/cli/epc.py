@@ -231,6 +231,19 @@ def ladder(
     _print_ladder(rows)
 
 
+def _convergence(row: dict[str, Any]) -> str:
+    """Whether a rung has converged, and by which rungs; of a mesh, what is missing."""
+    if not row["usable"]:
+        return "not converged: not usable"
+    steps = {mesh.removesuffix("_mesh"): step for mesh, step in row["steps"].items()}
+    missing = [mesh for mesh, step in steps.items() if step is None]
+    if missing:
+        return f"not converged: no usable rung is coarser in {' or '.join(missing)} without being denser in the other mesh"
+    moved = ", ".join(dict.fromkeys(f"λ {step['lambda']:+.0%} and ω_log {step['omega_log_k']:+.0%} from {step['rung']}"
+                                    for step in steps.values() if step))
+    return f"{'converged' if row['converged'] else 'not converged'}: {moved}"
+
+
 def _print_ladder(rows: list[dict[str, Any]]) -> None:
     from hydroflow.epc.ladder import PUBLISHED
 
@@ -244,8 +257,7 @@ def _print_ladder(rows: list[dict[str, Any]]) -> None:
             click.echo(f"{start}{'':>24}{r['core_hours']:8.2f}  failed: {(r['failure'] or {}).get('message', '')}")
             continue
         tc_k = next(iter(r["tc_k"].values()))["allen_dynes"]
-        words = "converged" if r["converged"] else "not converged"
-        click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {words}")
+        click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {_convergence(r)}")
         click.echo("    λ(σ/Ry): " + ", ".join(f"{lam:.2f} ({sigma:g})" for sigma, lam, _ in r["sigmas"]))
         if rescaled := r["rescaled"]:
             click.echo(f"    λ at N(E_F) = {rescaled['dos']:.2f} of the dense k mesh: {rescaled['lambda']:.2f} "

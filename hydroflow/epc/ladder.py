@@ -29,6 +29,9 @@ CLOSE = 0.15
 COMPARED = ("lambda", "omega_log_k")
 """What is compared between rungs."""
 
+MESHES = ("q_mesh", "k_mesh")
+"""What has to become denser without moving λ and ω_log."""
+
 PUBLISHED = {"lambda": "λ {:g}", "omega_log_k": "ω_log {:g} K", "tc_mcmillan_k": "Tc McMillan {:g} K",
              "tc_allen_dynes_k": "Tc Allen–Dynes {:g} K"}
 """What a reference may have, and how it is said; all of it is compared with the literature, Tc at the ladder's first μ*."""
@@ -183,15 +186,15 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     -------
     list of dict
         compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, ``sigmas`` ([σ in Ry, λ, ω_log
-        in K] per broadening), and what can be said: ``converged`` (usable, λ and ω_log within 15 % of the usable rung before),
+        in K] per broadening), and what can be said: ``steps`` (for ``q_mesh`` and ``k_mesh`` the last usable rung that is
+        coarser in it and no denser in the other, with the relative difference of λ and ω_log from it; None without one),
+        ``converged`` (usable, with both steps, and no difference above 15 %),
         ``references`` (each with ``off``, the relative difference from every value it has, and ``agrees``, all of them within
         15 %; without these two where the rung has no result), ``reasons`` (checks that failed).
     """
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
-        before: dict[str, Any] | None = None
-        usable: dict[str, Any] | None = None
-        last: Protocol | None = None
+        usable: list[dict[str, Any]] = []
         for rung, found in zip(ladder.rungs, results, strict=True):
             r = found[n]
             row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
@@ -201,16 +204,14 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
                 row[key] = r.get(key)
             done = r["status"] == "done"
             row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]
-            # the same calculation twice (spacings that round alike for this cell) is one rung
-            repeated = bool(done and before and last and _same(rung, last)
-                            and all(r.get(k) == before.get(k) for k in ("q_mesh", "k_mesh", "k_mesh_dense")))
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing, and nothing to it
-            row["converged"] = rows[-1]["converged"] if repeated else bool(
-                done and r["usable"] and usable and all(_close(r[k], usable[k]) for k in COMPARED))
+            counts = bool(done and r["usable"])
+            row["steps"] = {mesh: _step(row, usable, mesh) if counts else None for mesh in MESHES}
+            row["converged"] = all(step is not None and all(abs(step[k]) <= CLOSE for k in COMPARED)
+                                   for step in row["steps"].values())
             row["references"] = [_compared(r, known, ladder.mu_star[0]) if done else known for known in compound.references]
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
-            before, last = r if done else None, rung
-            usable = r if done and r["usable"] else usable
+            usable += [row] if counts else []
             rows.append(row)
     return rows
 
@@ -222,10 +223,13 @@ def _compared(result: dict[str, Any], known: dict[str, Any], mu_star: float) -> 
     return {**known, "off": off, "agrees": all(_close(mine[k], known[k]) for k in off)}
 
 
-def _same(one: Protocol, other: Protocol) -> bool:
-    """Whether two rungs differ in name and spacings only."""
-    return replace(one, name="", description="", q_spacing=0.0, k_spacing=0.0) == replace(
-        other, name="", description="", q_spacing=0.0, k_spacing=0.0)
+def _step(row: dict[str, Any], usable: Sequence[dict[str, Any]], mesh: str) -> dict[str, Any] | None:
+    """How far a rung is from the last usable one that is coarser in `mesh` and no denser in the others: a step that makes
+    one mesh denser and another coarser shows nothing."""
+    for other in reversed(usable):
+        if other[mesh] != row[mesh] and all(a <= b for m in MESHES for a, b in zip(other[m], row[m], strict=True)):
+            return {"rung": other["rung"], **{k: round(row[k] / other[k] - 1, 4) for k in COMPARED}}
+    return None
 
 
 def _close(value: float, reference: float) -> bool:

@@ -59,9 +59,9 @@ def test_the_narrow_ladder_is_the_same_crystals_with_the_smearing_it_argues_agai
 _meshes = count(1)
 
 
-def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None) -> dict:
-    divisions = [mesh or next(_meshes)] * 3
-    return {"status": "done", "core_hours": 1.0, "q_mesh": divisions, "k_mesh": divisions, "lambda": lam,
+def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None, k: int | None = None) -> dict:
+    q = mesh or next(_meshes)
+    return {"status": "done", "core_hours": 1.0, "q_mesh": [q] * 3, "k_mesh": [k or q] * 3, "lambda": lam,
             "omega_log_k": omega, "usable": usable, "tc_k": {"0.10": {"mcmillan": 140.0, "allen_dynes": 150.0}},
             "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
             "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
@@ -98,6 +98,24 @@ def test_convergence_and_agreement_are_said_plainly():
                           for c, m in zip([*climb[:4], None], (2, 3, 4, 5, 5), strict=True)])
     assert [r["converged"] for r in lost[:5]] == [False, False, True, True, False]
     assert not any(r["converged"] for r in yh6) and yh6[0]["failure"] == {"message": "x"}
+
+
+def test_convergence_needs_a_step_in_each_mesh(capsys):
+    """A step that makes q coarser and k denser tells nothing of q, however small it is."""
+    ladder = replace(load_ladder(EXAMPLE), compounds=load_ladder(EXAMPLE).compounds[:1])
+    climb = [(3, 9, 1.0), (5, 10, 1.60), (4, 16, 1.71), (4, 20, 1.70), (5, 20, 1.75)]
+    rows = table(ladder, [[{**result(lam, 1400, usable=k > 9, mesh=q, k=k), "rescaled": None}] for q, k, lam in climb])
+    assert [r["converged"] for r in rows] == [False, False, False, False, True]
+    assert rows[2]["steps"] == {"q_mesh": None, "k_mesh": None}, "k 10³ is coarser in k but q 5³ is denser"
+    assert rows[3]["steps"]["q_mesh"] is None and rows[3]["steps"]["k_mesh"] == {
+        "rung": ladder.rungs[2].name, "lambda": round(1.70 / 1.71 - 1, 4), "omega_log_k": 0.0}
+    assert [rows[4]["steps"][mesh]["rung"] for mesh in ("q_mesh", "k_mesh")] == [ladder.rungs[3].name, ladder.rungs[2].name]
+    _print_ladder(rows)
+    out = capsys.readouterr().out
+    assert "not converged: not usable" in out
+    assert "not converged: no usable rung is coarser in q or k without being denser in the other mesh" in out
+    assert "not converged: no usable rung is coarser in q without" in out
+    assert f"  converged: λ +3% and ω_log +0% from {ladder.rungs[3].name}" in out
 
 
 def test_tc_counts_where_the_literature_has_it():
