@@ -174,6 +174,7 @@ def ladder(
     from hydroflow.campaign import Labels
     from hydroflow.dft.batch import relax_specs, relaxed_structures, stored_pseudos
     from hydroflow.dft.settings import label_settings
+    from hydroflow.dispatch.job import Resources
     from hydroflow.dispatch.ledger import Ledger
     from hydroflow.epc.chain import run_chain
     from hydroflow.epc.ladder import load_ladder, not_relaxed, table
@@ -197,8 +198,10 @@ def ladder(
         unrelaxed: dict[int, dict[str, Any]] = {}
         if wanted.relax:
             specs = [s for i in range(len(structures)) for s in relax_specs(
-                store, structures[i], settings[i], float(structures.columns["pressure_gpa"][i]), label="ladder relax")]
-            done = jobs.wait(jobs.submit(specs, "epc-ladder"))
+                store, structures[i], settings[i], float(structures.columns["pressure_gpa"][i]),
+                resources=Resources(wanted.cores, 0, wanted.wall_time_s), label="ladder relax")]
+            done = jobs.wait(jobs.submit(specs, "epc-ladder"),
+                             lambda counts: click.echo(f"relax: {counts.get('done', 0)} of {len(specs)} jobs", err=True))
             parts = [relaxed_structures(store, [job]) for job in done]
             for i, (part, job) in enumerate(zip(parts, done, strict=True)):
                 if len(part):
@@ -216,7 +219,7 @@ def ladder(
                            f"{counts['jobs_done']} of {counts['jobs']} jobs", err=True)
 
             found = run_chain(jobs, store, structures, pseudos, cutoffs, settings[0].engine, rung, wanted.mu_star, "epc-ladder",
-                              wanted.cores, told)
+                              wanted.cores, told, wall_time_s=wanted.wall_time_s)
             by_compound = {**unrelaxed, **dict(zip(here, found, strict=True))}
             results.append([by_compound[i] for i in range(len(wanted.compounds))])
             if figures is not None:
@@ -239,9 +242,10 @@ def _convergence(row: dict[str, Any]) -> str:
     missing = [mesh for mesh, step in steps.items() if step is None]
     if missing:
         return f"not converged: no usable rung is coarser in {' or '.join(missing)} without being denser in the other mesh"
-    moved = ", ".join(dict.fromkeys(f"λ {step['lambda']:+.0%} and ω_log {step['omega_log_k']:+.0%} from {step['rung']}"
-                                    for step in steps.values() if step))
-    return f"{'converged' if row['converged'] else 'not converged'}: {moved}"
+    moved = list(dict.fromkeys(f"λ {step['lambda']:+.0%} and ω_log {step['omega_log_k']:+.0%} from {step['rung']}"
+                               for step in steps.values() if step))
+    return (f"{'converged' if row['converged'] else 'not converged'}: {', '.join(moved)}"
+            + (" (q and k in one step)" if len(moved) == 1 else ""))
 
 
 def _print_ladder(rows: list[dict[str, Any]]) -> None:

@@ -102,13 +102,16 @@ def show(key: str, as_json: bool, home: Path | None) -> None:
 @click.argument("keys", nargs=-1)
 @_filters
 @click.option("--redo", is_flag=True, help="also jobs that are done: give their answers up and compute again")
+@click.option("--wall-time", "wall_time_s", type=click.IntRange(min=1), metavar="SECONDS", help="with so much wall time")
+@click.option("--cores", type=click.IntRange(min=1), help="on so many cores")
 @_home
 def retry(keys: tuple[str, ...], state: str | None, kind: str | None, cluster: str | None, campaign: str | None, redo: bool,
-          home: Path | None) -> None:
-    """Put failed, quarantined or cancelled jobs back, by KEYS or filters."""
+          wall_time_s: int | None, cores: int | None, home: Path | None) -> None:
+    """Put failed, quarantined or cancelled jobs back, by KEYS or filters; those that ran out of wall time go on from their
+    checkpoints for a week, the others begin again."""
     with _ledger(home) as ledger:
         chosen = _chosen(ledger, keys, state, kind, cluster, campaign)
-        click.echo(f"{ledger.retry(chosen, redo=redo)} of {len(chosen)} jobs put back")
+        click.echo(f"{ledger.retry(chosen, redo=redo, wall_time_s=wall_time_s, cores=cores)} of {len(chosen)} jobs put back")
 
 
 @jobs.command()

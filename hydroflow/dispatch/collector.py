@@ -177,8 +177,13 @@ class Collector:
                 failure.code, recovery.keep_folder)
         told["stdout"], told["stderr"] = last_lines(folder, "stdout.txt"), last_lines(folder, "stderr.txt")
         outputs = {"quarantine.tar.gz": self.objects.put(_archive(folder))}
-        return Verdict(Change(key, State.quarantined, f"{failure}; no recovery is left after {count} failures", {
-            "failures": count, "failure": told, "cost": cost, "outputs": outputs}), failure.code)
+        values = {"failures": count, "failure": told, "cost": cost, "outputs": outputs}
+        if failure.code is FailureCode.walltime:  # with more time it can go on from here
+            values |= self._after_kill(job, spec, engine, failure.message, 1)
+        kept = bool(values.get("restart_from"))
+        return Verdict(Change(key, State.quarantined, f"{failure}; no recovery is left after {count} failures" + (
+            f"; for a week it goes on from its checkpoints with more time: hydroflow jobs retry {key[:12]} --wall-time SECONDS"
+            if kept else ""), values), failure.code, kept)
 
     def _lost(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], code: FailureCode,
               what: str) -> Verdict:

@@ -21,7 +21,7 @@ from pymongo.collection import Collection
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.states import ACTIVE, TERMINAL, State, sources
 from hydroflow.dispatch.suspicion import UNEXPLAINED
-from hydroflow.errors import DataError, RunCancelled
+from hydroflow.errors import DataError, FailureCode, RunCancelled
 from hydroflow.store import Store
 from hydroflow.store.documents import Job
 
@@ -31,8 +31,10 @@ MAX_INPUT_BYTES = 1 << 20
 CHUNK = 1000
 LEASE_S = 60.0
 CHECKPOINTS_KEPT = timedelta(days=7)
-"""How long the files of a cancelled job that could go on from them stay on its cluster."""
+"""How long the files of a cancelled job that could go on from them stay on its cluster, and those of one that was given up
+because it ran out of wall time."""
 
+KEPT_FOR_A_WHILE = [State.cancelled.value, State.quarantined.value]
 _PENDING = [s.value for s in State if s not in TERMINAL]
 
 
@@ -62,8 +64,10 @@ class Ledger:
 
     # ---- asking ----
     def submit(self, specs: Iterable[JobSpec], campaign: str) -> list[str]:
-        """Want these jobs; returns their keys in order. A key that is there already keeps its state and its answer; only
-        a cancelled one is wanted again, and goes on from its checkpoints where it left some within :data:`CHECKPOINTS_KEPT`.
+        """Want these jobs; returns their keys in order. A key that is there already keeps its state and its answer, but a
+        cancelled one is wanted again, and so is one that ran out of its wall time where it now gets more (:func:`more_time`):
+        both go on from their checkpoints where they left some within :data:`CHECKPOINTS_KEPT`. Resources are not part of a
+        key: those of the last who asked are what a job begins with.
 
         Raises
         ------
@@ -71,21 +75,36 @@ class Ledger:
             inputs are not plain JSON or too large (bulky input belongs into `JobSpec.files`).
         """
         keys, updates = [], {}
+        alike: dict[Resources, list[str]] = {}
         for spec in specs:
             keys.append(spec.key)
             if spec.key not in updates:
                 updates[spec.key] = self._wanted(spec, campaign)
+                alike.setdefault(spec.resources, []).append(spec.key)
         for chunk in _chunks(list(updates.values())):
             self.collection.bulk_write(chunk, ordered=False)
-        for chunk in _chunks(list(updates)):
-            # those that an agent was asked to stop, and has not yet
-            self.collection.update_many({"_id": {"$in": chunk}, "state": {"$in": _PENDING}, "cancel": {"$exists": True}},
-                                        {"$unset": {"cancel": "", "discard": ""}})
-            self.collection.update_many({"_id": {"$in": chunk}, "state": State.cancelled.value,
-                                         "finished": {"$lt": now() - CHECKPOINTS_KEPT}}, {"$unset": {"restart_from": ""}})
-            self._move(chunk, State.cancelled, State.prepared, "wanted again",
-                       unset=("cancel", "discard", "failure", "finished"))
+        for resources, same in alike.items():
+            for chunk in _chunks(same):
+                self._want_again(chunk, resources)
         return keys
+
+    def _want_again(self, keys: list[str], resources: Resources) -> None:
+        """What those of some wanted jobs need that were there before."""
+        # those that an agent was asked to stop, and has not yet
+        self.collection.update_many({"_id": {"$in": keys}, "state": {"$in": _PENDING}, "cancel": {"$exists": True}},
+                                    {"$unset": {"cancel": "", "discard": ""}})
+        self._forget_old_checkpoints(keys)
+        self._move(keys, State.cancelled, State.prepared, "wanted again", unset=("cancel", "discard", "failure", "finished"))
+        self._move(keys, State.quarantined, State.prepared,
+                   f"wanted again, with {resources.wall_time_s} s on {resources.cores} cores", {"failures": 0, "losses": 0},
+                   unset=("failure", "finished", "not_before", "avoid", "outputs"), also=_more_time(resources))
+        new = asdict(resources)
+        self.collection.update_many({"_id": {"$in": keys}, "state": State.prepared.value, "resources": {"$ne": new}},
+                                    {"$set": {"resources": new}})
+
+    def _forget_old_checkpoints(self, keys: list[str]) -> None:
+        self.collection.update_many({"_id": {"$in": keys}, "state": {"$in": KEPT_FOR_A_WHILE},
+                                     "finished": {"$lt": now() - CHECKPOINTS_KEPT}}, {"$unset": {"restart_from": ""}})
 
     def _wanted(self, spec: JobSpec, campaign: str) -> UpdateOne:
         insert = {
@@ -160,14 +179,23 @@ class Ledger:
             raise DataError(f"{len(missing)} jobs are not in the ledger, the first is {missing[0]}")
         return [found[key] for key in keys]
 
-    def retry(self, keys: Sequence[str], reason: str = "retried by hand", redo: bool = False) -> int:
+    def retry(self, keys: Sequence[str], reason: str = "retried by hand", redo: bool = False,
+              wall_time_s: int | None = None, cores: int | None = None) -> int:
         """Put failed, quarantined and cancelled jobs back, with fresh attempts; `redo` also those that are done (their
-        stored answer is given up). Returns how many."""
+        stored answer is given up). Those that ran out of their wall time go on from their checkpoints, the others begin
+        again; `wall_time_s` and `cores` are what they get instead of what they had. Returns how many."""
         states = [State.failed, State.quarantined, State.cancelled, *([State.done] if redo else [])]
-        return sum(self._move(chunk, states, State.prepared, reason, {"failures": 0, "losses": 0, "adjustments": {}},
-                              unset=("cancel", "discard", "failure", "finished", "not_before", "restart_from", "avoid", "result",
-                                     "outputs"))
-                   for chunk in _chunks(list(keys)))
+        wanted = {"resources.wall_time_s": wall_time_s, "resources.cores": cores}
+        new = {name: value for name, value in wanted.items() if value is not None}
+        unset = ("cancel", "discard", "failure", "finished", "not_before", "avoid", "result", "outputs")
+        count = 0
+        for chunk in _chunks(list(keys)):
+            self._forget_old_checkpoints(chunk)
+            count += self._move(chunk, State.quarantined, State.prepared, reason, {"failures": 0, "losses": 0, **new}, unset,
+                                {"failure.code": FailureCode.walltime.value, "restart_from": {"$type": "string"}})
+            count += self._move(chunk, states, State.prepared, reason, {"failures": 0, "losses": 0, "adjustments": {}, **new},
+                                (*unset, "restart_from"))
+        return count
 
     def cancel(self, keys: Sequence[str], campaign: str | None = None, reason: str = "cancelled by hand",
                keep: bool = True) -> int:
@@ -209,6 +237,21 @@ class Ledger:
         return self.collection.update_many(
             {"_id": {"$in": list(keys)}, "state": {"$in": states}, **(also or {})},
             _update(target, reason, values, unset)).modified_count
+
+
+def _more_time(resources: Resources) -> dict[str, Any]:
+    return {"failure.code": FailureCode.walltime.value,
+            "resources.wall_time_s": {"$lte": resources.wall_time_s}, "resources.cores": {"$lte": resources.cores},
+            "$or": [{"resources.wall_time_s": {"$lt": resources.wall_time_s}}, {"resources.cores": {"$lt": resources.cores}}]}
+
+
+def more_time(job: Job, resources: Resources) -> bool:
+    """Whether :meth:`Ledger.submit` would put this job back: it was given up for its wall time, and these resources are a
+    longer one or more cores, and less of neither."""
+    had = (job.resources.get("wall_time_s", 0), job.resources.get("cores", 1))
+    now_has = (resources.wall_time_s, resources.cores)
+    return (job.state == State.quarantined.value and (job.failure or {}).get("code") == FailureCode.walltime.value
+            and had != now_has and all(a <= b for a, b in zip(had, now_has, strict=True)))
 
 
 def spec_of(job: Mapping[str, Any] | Job) -> JobSpec:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydroflow.campaign import Cluster
-from hydroflow.dispatch.ledger import CHECKPOINTS_KEPT, Ledger, now
+from hydroflow.dispatch.ledger import CHECKPOINTS_KEPT, KEPT_FOR_A_WHILE, Ledger, now
 from hydroflow.dispatch.site import Site
 from hydroflow.dispatch.states import ACTIVE, State
 from hydroflow.errors import TransportError
@@ -45,8 +45,8 @@ def compare(site: Site, ledger: Ledger) -> Comparison:
     folders = [name for name in site.call(f"ls -1 {shlex.quote(site.root)}").split() if _OURS.fullmatch(name)]
     known = _known(ledger, {*queue.names, *folders})
     active = {row["batch"]: row for row in ledger.collection.find(_active(site.name), {"batch": 1, "scheduler_id": 1})}
-    going_on = [{"state": {"$nin": [State.done.value, State.cancelled.value]}},
-                {"state": State.cancelled.value, "finished": {"$gte": now() - CHECKPOINTS_KEPT}}]
+    going_on = [{"state": {"$nin": [State.done.value, *KEPT_FOR_A_WHILE]}},
+                {"state": {"$in": KEPT_FOR_A_WHILE}, "finished": {"$gte": now() - CHECKPOINTS_KEPT}}]
     kept = {row["restart_from"].rsplit("/", 2)[-2] for row in ledger.collection.find(
         {"restart_from": {"$type": "string"}, "$or": going_on}, {"restart_from": 1})}
     out = Comparison(site.name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.dispatch.job import JobSpec, Resources
-from hydroflow.dispatch.ledger import Ledger
+from hydroflow.dispatch.ledger import Ledger, more_time
 from hydroflow.epc.cost import work
 from hydroflow.epc.ground_state import k_sampling
 from hydroflow.epc.inputs import pseudo_name, species
@@ -337,18 +337,20 @@ def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
 
 def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole, unless it
-    was cancelled or was given up because it ran out of time again and again. Where one of the jobs has failed for good before,
-    the others, which were cancelled for it, are not begun again."""
+    was cancelled or was given up because it ran out of time again and again and gets no more of it now. Where one of the jobs
+    has failed for good before, the others, which were cancelled for it, are not begun again."""
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
-    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only("key", "state", "failure")
-             if job.state != "cancelled" and not (
-                 job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime")}
+    fields = ("key", "state", "failure", "resources")
+    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only(*fields)
+             if more_time(job, run.resources) or (job.state != "cancelled" and not (
+                 job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime"))}
     shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
               for q, w in enumerate(whole, start=1)]
     wanted = [*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)]
-    there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only("key", "state")}
+    there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only(*fields)
+             if not more_time(job, run.resources)}
     if {"failed", "quarantined"} & set(there.values()):
         wanted = [w for w in wanted if there.get(w.key) in ("failed", "quarantined", "done")]
     run.ledger.submit(wanted, run.campaign)

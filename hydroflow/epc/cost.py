@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import spglib
 
-from hydroflow.epc.protocols import Crystal, Meshes, Protocol, meshes
+from hydroflow.epc.protocols import Crystal, Meshes, Protocol, meshes, symmetries
 
 DEFAULT_CONSTANT = 1.2e-9
 """Core hours per unit of work of QE 6.7 on one core of an ordinary server."""
@@ -34,8 +33,7 @@ def work(crystal: Crystal, grid: Meshes, ecutwfc_ry: float, electrons: float) ->
     electrons
         Valence electrons per cell.
     """
-    data = spglib.get_symmetry((crystal.cell, crystal.fractional, crystal.numbers), symprec=1e-3)
-    operations = len(data["rotations"]) if data is not None else 1
+    operations = max(1, symmetries(np.array(crystal.numbers), crystal.cell, crystal.fractional))
     return _work(len(crystal.numbers), abs(np.linalg.det(crystal.cell)), grid, operations, ecutwfc_ry, electrons)
 
 

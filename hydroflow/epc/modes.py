@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from hydroflow.epc.coupling import Coupling
-from hydroflow.epc.qe_files import Couplings, Dynamical, read_couplings, read_dynamical, read_q_list
+from hydroflow.epc.qe_files import (
+    SIGMA_DIGITS,
+    Couplings,
+    Dynamical,
+    exact_broadenings,
+    read_couplings,
+    read_dynamical,
+    read_q_list,
+)
 from hydroflow.errors import DataError, EngineFailure, FailureCode
 from hydroflow.units import K_PER_THZ
 
@@ -36,6 +44,7 @@ class ModeCouplings:
     sigma_ry, dos : (s,) broadenings and N(E_F) in states/spin/Ry/cell.
     lambdas : (s, Q, M).
     mesh : number of points of the q mesh; None where nothing says so (no ``x.dyn0``).
+    tetrahedra : whether there is one λ without a broadening.
     """
 
     q: np.ndarray
@@ -46,6 +55,7 @@ class ModeCouplings:
     dos: np.ndarray
     lambdas: np.ndarray
     mesh: int | None = None
+    tetrahedra: bool = False
 
     @property
     def acoustic_thz(self) -> np.ndarray:
@@ -72,7 +82,10 @@ class ModeCouplings:
         return Coupling.from_modes(self.frequencies_thz[use] * K_PER_THZ, weight[use])
 
 
-def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mesh: int | None = None) -> ModeCouplings:
+def combine(
+    couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mesh: int | None = None,
+    sigmas_ry: Sequence[float] | None = None,
+) -> ModeCouplings:
     """Put the q points of one crystal together.
 
     Parameters
@@ -81,6 +94,8 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
         One each per irreducible q, in the same order.
     mesh
         Number of points of the full q mesh, where it is known; the stars must add up to it.
+    sigmas_ry
+        The broadenings that were asked for, where that is known: the files print them rounded.
 
     Raises
     ------
@@ -107,8 +122,16 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
                                 f"matrix are up to {apart.max():.2f} THz apart: they belong to different calculations")
         if c.sigma_ry.shape != settings.sigma_ry.shape or np.abs(c.sigma_ry - settings.sigma_ry).max() > 1e-6:
             raise EngineFailure(FailureCode.bad_input, f"q {i} was computed with other broadenings than q 1")
+        if c.tetrahedra != settings.tetrahedra:
+            raise EngineFailure(FailureCode.bad_input, f"of q {i} and q 1 one was computed by tetrahedra, the other was not")
         if unknown_couplings(c, d):
             raise EngineFailure(FailureCode.corrupted_output, f"q {i}: NaN or overflow among the couplings")
+    sigma = settings.sigma_ry if settings.tetrahedra else exact_broadenings(settings.sigma_ry)
+    if sigmas_ry is not None:
+        sigma = np.array(sigmas_ry, float)
+        if sigma.shape != settings.sigma_ry.shape or np.abs(sigma - settings.sigma_ry).max() > SIGMA_DIGITS + 1e-6:
+            raise EngineFailure(FailureCode.bad_input, f"the files hold the broadenings {settings.sigma_ry.tolist()} Ry, "
+                                f"{sigma.tolist()} were asked for")
     weights = np.array([d.star for d in dynamicals], float)
     if mesh is not None and weights.sum() > mesh:
         raise EngineFailure(FailureCode.bad_input,
@@ -119,20 +142,20 @@ def combine(couplings: Sequence[Couplings], dynamicals: Sequence[Dynamical], mes
                             f"the q points found stand for {weights.sum():.0f} of the mesh's {mesh} points: a q is missing")
     dos = settings.dos
     # a wide broadening reaches the bands across a gap
-    narrow = settings.sigma_ry <= max(0.02, settings.sigma_ry[0])
+    narrow = sigma <= max(0.02, sigma[0])
     if dos[narrow].max() < INSULATOR_DOS * len(first.symbols):
         raise EngineFailure(FailureCode.no_fermi_surface, f"N(E_F) = {dos[narrow].max():.3g} states/spin/Ry/cell: "
                             "an insulator has no electron-phonon coupling at a Fermi surface")
     at_gamma = np.array([np.abs(c.q).max() < 1e-6 for c in couplings])
-    if settings.sigma_ry[0] == 0 and not at_gamma.all():
+    if settings.tetrahedra and not at_gamma.all():
         # δ(E_k)δ(E_k+q) is singular at q = 0 without a broadening, and ph.x writes zeros: the other q stand for Γ too
         weights[at_gamma] = 0.0
     frequencies = np.array([c.frequencies_k for c in couplings]) / K_PER_THZ
     acoustic = np.array([acoustic_at_gamma(d) for d in dynamicals])
     lambdas = np.stack([c.precise_lambdas() for c in couplings], axis=1)
     lambdas[np.isnan(lambdas)] = 0.0  # of acoustic modes at Γ only, which have no λ: noise divided by noise
-    return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, settings.sigma_ry, dos, lambdas,
-                         mesh)
+    return ModeCouplings(np.array([c.q for c in couplings]), weights, frequencies, acoustic, sigma, dos, lambdas, mesh,
+                         settings.tetrahedra)
 
 
 def acoustic_at_gamma(dynamical: Dynamical) -> np.ndarray:

@@ -44,14 +44,14 @@ class Protocol:
     q_path_points: int
     tetrahedra: bool
 
-    @property
-    def sigmas_ry(self) -> list[float]:
-        """The broadenings of the double delta: multiples of the first."""
-        return [round(self.sigma_first_ry * (i + 1), 6) for i in range(self.sigma_count)]
-
     def settings(self) -> dict[str, Any]:
         """What goes into a job's key: everything but the description, and tetrahedra only where they are wanted."""
         return {k: v for k, v in asdict(self).items() if k != "description" and (k, v) != ("tetrahedra", False)}
+
+
+def sigmas_ry(settings: Mapping[str, Any]) -> list[float]:
+    """The broadenings of the double delta, in Ry: multiples of the first (``sigma_first_ry``, ``sigma_count``)."""
+    return [round(settings["sigma_first_ry"] * i, 9) for i in range(1, settings["sigma_count"] + 1)]
 
 
 @lru_cache(maxsize=1)
@@ -117,8 +117,10 @@ def primitive(numbers: np.ndarray, cell: np.ndarray, fractional: np.ndarray, sym
     Raises
     ------
     DataError
-        when spglib finds no symmetry at all (overlapping atoms).
+        when spglib finds no symmetry at all (overlapping atoms), or a number is not finite.
     """
+    if not (np.isfinite(cell).all() and np.isfinite(fractional).all()):  # spglib would end the process
+        raise DataError("NaN or infinity in the structure: there is nothing to compute")
     try:
         found = spglib.standardize_cell((cell, fractional, numbers), to_primitive=True, no_idealize=False, symprec=symprec)
     except SpglibError:  # raised instead of None where another library asked spglib for exceptions
@@ -128,6 +130,15 @@ def primitive(numbers: np.ndarray, cell: np.ndarray, fractional: np.ndarray, sym
     lattice, positions, kinds = found
     order = np.argsort(kinds, kind="stable")
     return Crystal(tuple(int(z) for z in kinds[order]), np.asarray(lattice), np.mod(positions[order], 1.0))
+
+
+def symmetries(numbers: np.ndarray, cell: np.ndarray, fractional: np.ndarray) -> int:
+    """How many symmetry operations the cell as given has, centring included; 0 where spglib cannot tell."""
+    try:
+        found = spglib.get_symmetry((cell, fractional, numbers), symprec=1e-3)
+    except SpglibError:
+        return 0
+    return 0 if found is None else len(found["rotations"])
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,11 @@ class Couplings:
     ----------
     q : (3,) Cartesian, 2π/alat.
     omega2_ry2 : (3N,) squared frequencies in Ry², negative where imaginary.
-    sigma_ry, dos, fermi_ev : (s,) broadening, N(E_F) in states/spin/Ry/cell, Fermi energy. One broadening of zero where the
-        double delta was integrated by tetrahedra.
+    sigma_ry, dos, fermi_ev : (s,) broadening as printed, with three decimals (:func:`exact_broadenings`), N(E_F) in
+        states/spin/Ry/cell, Fermi energy. One broadening of zero with tetrahedra.
     lambdas : (s, 3N) λ_qν.
     gamma_ghz : (s, 3N) linewidths; NaN where they overflow their field.
+    tetrahedra : whether the double delta was integrated by tetrahedra, without a broadening.
     """
 
     q: np.ndarray
@@ -106,6 +107,7 @@ class Couplings:
     fermi_ev: np.ndarray
     lambdas: np.ndarray
     gamma_ghz: np.ndarray
+    tetrahedra: bool = False
 
     @property
     def frequencies_k(self) -> np.ndarray:
@@ -122,6 +124,22 @@ class Couplings:
             value = self.gamma_ghz / GHZ_PER_RYDBERG / (np.pi * self.dos[:, None] * self.omega2_ry2)
         value = np.where(np.isfinite(self.gamma_ghz), value, self.lambdas)
         return np.where((self.omega2_ry2 > 0) & (self.dos[:, None] > 0), value, 0.0)
+
+
+SIGMA_DIGITS = 0.0005
+"""Half a unit of the last digit of the broadenings that ph.x prints (f7.3), in Ry."""
+
+
+def exact_broadenings(printed: np.ndarray) -> np.ndarray:
+    """(s,) broadenings in Ry, of which ph.x prints three decimals (0.0025 as 0.003): they are the multiples of the first
+    (``el_ph_sigma``), which is taken for the shortest number that gives what was printed; as printed where none does."""
+    count = np.arange(1, len(printed) + 1)
+    low, high = ((printed - SIGMA_DIGITS) / count).max() - 1e-9, ((printed + SIGMA_DIGITS) / count).min() + 1e-9
+    for digits in range(2, 8):
+        first = round((low + high) / 2, digits)
+        if max(low, 0) < first <= high:
+            return np.round(first * count, 9)
+    return printed
 
 
 def _truncated(path: Path, what: str) -> EngineFailure:
@@ -256,4 +274,4 @@ def read_couplings(path: Path) -> Couplings:
         dos[i], fermi[i] = (_first(path, level, "N(E_F) and E_F") for level in levels.groups())
         for nu, (lam, gam) in enumerate(rows):
             lambdas[i, nu], gamma[i, nu] = _first(path, lam, "a λ"), _first(path, gam, "a linewidth")
-    return Couplings(np.array(head[:3]), omega2, sigma, dos, fermi, lambdas, gamma)
+    return Couplings(np.array(head[:3]), omega2, sigma, dos, fermi, lambdas, gamma, tetrahedra)

@@ -71,12 +71,12 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
     path
         File or folder.
     unit
-        ``auto`` or a key of :data:`UNITS`; given explicitly it overrides what the format says, with a warning.
+        ``auto`` or a key of :data:`UNITS`; given explicitly it overrides what the format of a table says, with a warning.
 
     Raises
     ------
     UnknownUnit
-        when the unit is not known, or the file names none or several.
+        when the unit is not known, the file names none or several, or it is asked of a folder, which is in Ry.
     DataError
         when the file cannot be read or holds no usable coupling.
     EngineFailure
@@ -86,6 +86,8 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
     if unit != "auto" and unit not in UNITS:
         raise UnknownUnit(f"unknown unit {unit!r}; known: auto, {', '.join(UNITS)}")
     if path.is_dir() or path.name.startswith("elph.inp_lambda.") or re.search(r"\.dyn\d+\.elph\.\d+$", path.name):
+        if unit not in ("auto", "Ry"):
+            raise UnknownUnit(f"{path}: couplings of ph.x are always in Ry; leave --unit {unit} out")
         return _folder(path)
     try:
         text = path.read_text(errors="replace")
@@ -102,7 +104,7 @@ def read_a2f(path: Path, unit: str = "auto") -> A2FFile:
     elif native is not None and unit != native:
         warnings.append(f"frequencies read in {unit} as asked; {name} files are in {native}")
     frequencies = columns[:, 0] * UNITS[unit]
-    warnings += _grid_warnings(columns[:, 0], unit)
+    warnings += _grid_warnings(columns[:, 0], unit) + _head_warnings(columns, unit)
     if name != "alpha2f.x a2F.dat":  # it ends at the highest frequency itself, and its phonon DOS tells
         warnings += _end_warnings(columns[:, 1:])
     spectra, unusable = [], []
@@ -155,7 +157,7 @@ def _folder(path: Path) -> A2FFile:
     if modes.mesh is None:
         warnings.append(f"no *.dyn0 names the q mesh: whether a q is missing after the last cannot be told; the {len(modes.q)} "
                         f"q found stand for {modes.weights.sum():.0f} points")
-    if modes.sigma_ry[0] == 0:
+    if modes.tetrahedra:
         warnings.append("tetrahedra give no lambda at Gamma (the double delta is singular there): the other q stand for it too")
     spectra, uncoupled = [], []
     for i, sigma in enumerate(modes.sigma_ry):
@@ -365,6 +367,19 @@ def _grid_warnings(frequencies: np.ndarray, unit: str) -> list[str]:
     i = int(wide[np.argmax(step[wide])])
     return [f"gap in the frequencies: {frequencies[i]:.6g} to {frequencies[i + 1]:.6g} {unit}, "
             f"where the usual step is {typical:.3g}"]
+
+
+def _head_warnings(columns: np.ndarray, unit: str) -> list[str]:
+    """What α²F has at the first frequency, where that is not zero: the low frequencies, which weigh most in λ, may be missing."""
+    frequencies, a2f = columns[:, 0], np.abs(columns[:, 1:])
+    a2f = a2f[:, np.isfinite(a2f).all(axis=0) & a2f.any(axis=0)]
+    if len(frequencies) < 2 or frequencies[0] <= 2.5 * float(np.median(np.diff(frequencies))):
+        return []
+    there = float((a2f[0] / a2f.max(axis=0)).max(initial=0.0))
+    if there < _WHOLE:
+        return []
+    return [f"the frequencies begin at {frequencies[0]:.6g} {unit}, where a2F has {100 * there:.2g} % of its maximum: cut at the "
+            "head? The low frequencies weigh most in lambda"]
 
 
 def _end_warnings(a2f: np.ndarray) -> list[str]:

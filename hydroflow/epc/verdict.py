@@ -19,14 +19,14 @@ from hydroflow.epc.coupling import Coupling
 from hydroflow.epc.formulas import METHODS
 from hydroflow.epc.inputs import PREFIX, band_path
 from hydroflow.epc.modes import ModeCouplings, combine
-from hydroflow.epc.protocols import Crystal, limits, reciprocal_lengths
+from hydroflow.epc.protocols import Crystal, limits, reciprocal_lengths, sigmas_ry
 from hydroflow.epc.qe_files import GHZ_PER_RYDBERG, numbers, read_bands, read_couplings, read_dynamical, read_q_list
 from hydroflow.epc.readers import Spectrum, read_a2f
 from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowError
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
-METHOD = 5
+METHOD = 6
 """Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
 SMEARING_THZ = 0.5
@@ -143,7 +143,7 @@ def _read(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings:
         raise EngineFailure(FailureCode.bad_input, f"{n} q points were computed, the list has {len(listed.points)}")
     dynamicals = [read_dynamical(folder / f"x.dyn{q}") for q in range(1, n + 1)]
     couplings = [read_couplings(folder / f"couplings{q}") for q in range(1, n + 1)]
-    return combine(couplings, dynamicals, int(np.prod(listed.grid)))
+    return combine(couplings, dynamicals, int(np.prod(listed.grid)), sigmas_ry(inputs["protocol"]))
 
 
 def _tetrahedra(inputs: Mapping[str, Any], folder: Path) -> ModeCouplings | None:
@@ -318,6 +318,10 @@ def _settings(protocol: Mapping[str, Any], bounds: Mapping[str, float]) -> dict[
             protocol["degauss_ry"] <= bounds["degauss_ry"],
         f"smallest broadening {protocol['sigma_first_ry']:g} Ry (limit {bounds['sigma_first_ry']:g})":
             protocol["sigma_first_ry"] <= bounds["sigma_first_ry"],
+        f"largest broadening {max(sigmas_ry(protocol)):g} Ry (limit {bounds['sigma_last_ry']:g})":
+            max(sigmas_ry(protocol)) <= bounds["sigma_last_ry"],
+        f"conv_thr {protocol['conv_thr_ry']:.0e} Ry (limit {bounds['conv_thr_ry']:.0e})":
+            protocol["conv_thr_ry"] <= bounds["conv_thr_ry"],
         f"dense k mesh {protocol['dense_factor']}-fold (2 at least)": protocol["dense_factor"] >= 2}
     wrong = [words for words, good in told.items() if not good]
     return {"name": "settings", "passed": not wrong, "value": None, "limit": None, "text": "; ".join(wrong or told)}

@@ -196,6 +196,9 @@ def _record(campaign: Campaign, candidate: Candidate, result: EpcResult) -> None
         candidate.tc_k = tc["allen_dynes"]
         values |= {"set__lambda_": result["lambda"], "set__omega_log_k": result["omega_log_k"],
                    "set__tc_k": tc["allen_dynes"], "set__tc_mcmillan_k": tc["mcmillan"]}
+    else:  # an earlier verdict may have left values that this one denies
+        candidate.tc_k = None
+        values |= {f"unset__{name}": 1 for name in ("lambda_", "omega_log_k", "tc_k", "tc_mcmillan_k")}
     Candidate.objects(id=candidate.id).update_one(**values)
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hydroflow.campaign import Cluster
 from hydroflow.cli.main import cli
-from hydroflow.dispatch.job import JobSpec
+from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger, now
 from hydroflow.errors import HydroflowError
 from hydroflow.store.documents import Job
@@ -110,6 +110,38 @@ def test_a_cancelled_job_goes_on_from_its_checkpoints_for_a_week(store, agent, r
     (done,) = ledger.wait([key])
     assert done.state == "done" and done.attempt == 2
     assert done.result["resumed_at"] == (len(before) if kept else 0)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_what_ran_out_of_time_goes_on_with_more_of_it(store, agent, run, by_hand):
+    """By the command, or because a campaign with a longer wall time asks for the same job."""
+    agent()
+    ledger = Ledger(store)
+
+    def spec(seconds: int) -> JobSpec:
+        return JobSpec(PYTHON, {"x": 2, "steps": 60, "pace": 0.5}, "square 1", resources=Resources(wall_time_s=seconds))
+
+    (key,) = ledger.submit([spec(4)], "hunt")
+    (job,) = ledger.wait([key])
+    assert job.state == "quarantined" and job.failure["code"] == "walltime"
+    assert "--wall-time" in job.history[-1].reason
+    # the same time again is no answer
+    ledger.submit([spec(4)], "hunt")
+    assert ledger.jobs([key])[0].state == "quarantined"
+    if by_hand:
+        run("jobs", "retry", key, "--wall-time", "600")
+    else:
+        ledger.submit([spec(600)], "longer")
+    (done,) = ledger.wait([key])
+    assert done.state == "done" and done.result["resumed_at"] > 0 and done.resources["wall_time_s"] == 600
+
+
+def test_resources_are_those_of_the_last_who_asked(store):
+    ledger = Ledger(store)
+    first, second = (JobSpec(ECHO, {"value": 1}, "echo 1", resources=Resources(cores=n, wall_time_s=60 * n)) for n in (4, 2))
+    (key,) = ledger.submit([first], "a")
+    ledger.submit([second], "b")
+    assert (ledger.jobs([key])[0].resources["cores"], ledger.jobs([key])[0].resources["wall_time_s"]) == (2, 120)
 
 
 def test_cancelled_before_it_began_again_it_keeps_what_it_had(store, agent, tmp_path):

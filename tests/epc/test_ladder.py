@@ -61,7 +61,8 @@ _meshes = count(1)
 
 def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None, k: int | None = None) -> dict:
     q = mesh or next(_meshes)
-    return {"status": "done", "core_hours": 1.0, "q_mesh": [q] * 3, "k_mesh": [k or q] * 3, "lambda": lam,
+    return {"status": "done", "core_hours": 1.0, "q_mesh": [q] * 3, "k_mesh": [k or q] * 3, "k_mesh_dense": [2 * (k or q)] * 3,
+            "lambda": lam,
             "omega_log_k": omega, "usable": usable, "tc_k": {"0.10": {"mcmillan": 140.0, "allen_dynes": 150.0}},
             "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
             "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
@@ -118,6 +119,22 @@ def test_convergence_needs_a_step_in_each_mesh(capsys):
     assert f"  converged: λ +3% and ω_log +0% from {ladder.rungs[3].name}" in out
 
 
+def test_a_step_is_between_the_same_settings_and_along_every_axis():
+    ladder = replace(load_ladder(EXAMPLE), compounds=load_ladder(EXAMPLE).compounds[:1])
+
+    def converged(first: dict, second: dict, rungs=ladder.rungs[:2]) -> bool:
+        return table(replace(ladder, rungs=list(rungs)), [[{**result(1.6, 1400, mesh=3, k=9), **first}],
+                                                          [{**result(1.7, 1400, mesh=4, k=12), **second}]])[1]["converged"]
+
+    assert converged({}, {})
+    assert not converged({}, {}, [ladder.rungs[0], replace(ladder.rungs[1], degauss_ry=0.02)]), "another smearing"
+    assert not converged({}, {"k_mesh_dense": [12] * 3}), "a coarser dense mesh"
+    layered = {"q_mesh": [4, 4, 2], "k_mesh": [8, 8, 4], "k_mesh_dense": [16, 16, 8]}
+    assert not converged(layered, {"q_mesh": [4, 4, 3], "k_mesh": [8, 8, 6], "k_mesh_dense": [16, 16, 12]}), "one axis only"
+    thin = {"q_mesh": [4, 4, 1], "k_mesh": [8, 8, 1], "k_mesh_dense": [16, 16, 2]}
+    assert converged(thin, {"q_mesh": [6, 6, 1], "k_mesh": [12, 12, 1], "k_mesh_dense": [24, 24, 2]}), "one point is enough there"
+
+
 def test_tc_counts_where_the_literature_has_it():
     ladder = load_ladder(EXAMPLE)
     yh6 = [c.name for c in ladder.compounds].index("YH6")
@@ -129,28 +146,29 @@ def test_tc_counts_where_the_literature_has_it():
 
 
 def test_a_failed_relaxation_stops_only_its_compound(tmp_path, monkeypatch):
-    (tmp_path / "l.toml").write_text("relax = true\nmu_star = [0.1]\n[[rung]]\nname = 'a'\n" + "".join(
-        ALUMINIUM.replace("Al", name) for name in ("Al", "Cu", "Ni")))
+    head = "relax = true\ncores = 2\nwall_time_s = 7200\nmu_star = [0.1]\n[[rung]]\nname = 'a'\n"
+    (tmp_path / "l.toml").write_text(head + "".join(ALUMINIUM.replace("Al", name) for name in ("Al", "Cu", "Ni")))
     jobs = [SimpleNamespace(failure=None, cost={}, state="done"),
             SimpleNamespace(failure={"code": "killed", "message": "gone"}, cost={"core_hours": 0.5}, state="quarantined"),
             SimpleNamespace(failure=None, cost={}, state="done")]
-    ran = []
+    ran, asked = [], []
 
     def relaxed(store, done):
         cells = {0: "Al", 2: "Ni"}
         i = jobs.index(done[0])
         return StructureArrays.from_atoms([bulk(cells[i])], {}) if i in cells else StructureArrays.empty()
 
-    def chain(ledger, store, structures, pseudos, cutoffs, *rest):
+    def chain(ledger, store, structures, pseudos, cutoffs, *rest, wall_time_s):
+        assert wall_time_s == 7200
         ran.append((structures.columns["id"].tolist(), [c["ecutwfc_ry"] for c in cutoffs]))
         return [result(1.0, 300), result(2.0, 400)]
 
     monkeypatch.setattr("hydroflow.store.open_store", lambda settings: contextlib.nullcontext())
     monkeypatch.setattr("hydroflow.dispatch.ledger.Ledger", lambda store: SimpleNamespace(
-        submit=lambda specs, campaign: specs, wait=lambda keys: jobs))
+        submit=lambda specs, campaign: specs, wait=lambda keys, on_progress: jobs))
     monkeypatch.setattr("hydroflow.dft.settings.label_settings", lambda labels, elements: SimpleNamespace(
         ecutwfc_ry=len(elements[0]) + ord(elements[0][0]), ecutrho_ry=0, engine="qe"))
-    monkeypatch.setattr("hydroflow.dft.batch.relax_specs", lambda *given, label: ["spec"])
+    monkeypatch.setattr("hydroflow.dft.batch.relax_specs", lambda *given, resources, label: asked.append(resources) or ["spec"])
     monkeypatch.setattr("hydroflow.dft.batch.relaxed_structures", relaxed)
     monkeypatch.setattr("hydroflow.dft.batch.stored_pseudos", lambda store, settings: {})
     monkeypatch.setattr("hydroflow.epc.chain.run_chain", chain)
@@ -160,6 +178,8 @@ def test_a_failed_relaxation_stops_only_its_compound(tmp_path, monkeypatch):
     assert rows["Al"]["lambda"] == 1.0 and rows["Ni"]["lambda"] == 2.0
     # each with its own cutoff
     assert ran == [(["Al", "Ni"], [2 + ord("A"), 2 + ord("N")])]
+    # relaxations have the cores and the wall time of the file
+    assert {(r.cores, r.wall_time_s) for r in asked} == {(2, 7200)}
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -182,12 +202,29 @@ def test_a_failed_relaxation_stops_only_its_compound(tmp_path, monkeypatch):
     ("mu_star = [0.1, 0.7]\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "mu_star = "),
     ("cores = '2'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "cores = '2' is not a whole number"),
     ("relax = 'no'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "relax = 'no' is not true or false"),
-    ("pseudos = 1\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "pseudos = 1")])
+    ("pseudos = 1\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "pseudos = 1"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("cell = [4,", "cell = [nan,"), "no crystal"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("0, 0, 0]", "0, nan, 0]"), "no crystal"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("cell = [4,", "cell = [-4,"), "no crystal"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("cell = [4, 4,", "cell = [4, 5,"), "less symmetry"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("225", "true"), "no crystal"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("gpa = 1", "gpa = inf"), "pressure_gpa, a number"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace("gpa = 1", "gpa = nan"), "pressure_gpa, a number"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM + ALUMINIUM, "a name of its own"),
+    ("[[rung]]\nname = 'a'\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "rung 'a': every rung needs a name of its own"),
+    ("[[rung]]\nname = 'a'\n" + ALUMINIUM.replace('"Al"', '"Al/1"'), "without a slash"),
+    ("wall_time_s = 0\n[[rung]]\nname = 'a'\n" + ALUMINIUM, "wall_time_s = 0")])
 def test_a_bad_file_is_one_clear_line(tmp_path, text, words):
     (tmp_path / "l.toml").write_text(text)
     with pytest.raises(SettingsError, match=words) as caught:
         load_ladder(tmp_path / "l.toml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_another_encoding_is_one_clear_line(tmp_path):
+    (tmp_path / "l.toml").write_bytes("# größer\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        load_ladder(tmp_path / "l.toml")
 
 
 def test_a_compound_that_could_not_be_relaxed_stands_in_the_table_beside_the_others(capsys):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydroflow.epc.modes import combine, read_folder
-from hydroflow.epc.qe_files import numbers, read_couplings, read_dynamical, read_q_list
+from hydroflow.epc.qe_files import exact_broadenings, numbers, read_couplings, read_dynamical, read_q_list
 from hydroflow.epc.readers import read_a2f
 from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowError
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ
@@ -49,6 +49,33 @@ def test_tetrahedra_leave_gamma_to_the_other_q():
     assert modes.dos[0] == pytest.approx(2.599, abs=1e-3)
     # printed: 0.0754 twice and 0.1284 at L, 0.0789 twice and 0.0973 at X
     assert modes.coupling(0).lambda_ == pytest.approx((4 * 0.2792 + 3 * 0.2551) / 7, abs=2e-4)
+
+
+def test_files_by_tetrahedra_and_by_broadenings_do_not_mix():
+    files = [DATA / "al_tetrahedra" / f"x.dyn{q}.elph.{q}" for q in (1, 2)]
+    couplings = [read_couplings(f) for f in files]
+    dynamicals = [read_dynamical(DATA / "al_tetrahedra" / f"x.dyn{q}") for q in (1, 2)]
+    with failure(FailureCode.bad_input, "tetrahedra"):
+        combine([couplings[0], replace(couplings[1], tetrahedra=False)], dynamicals)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0.005, 10), (0.0025, 20), (0.01, 5), (0.002, 25), (0.0075, 6), (0.02, 1)])
+def test_broadenings_are_told_from_their_three_decimals(first, count):
+    exact = first * np.arange(1, count + 1)
+    for nudge in (-1e-6, 1e-6):  # which way ph.x rounds a half
+        assert exact_broadenings(np.round(exact + nudge, 3)) == pytest.approx(exact, abs=1e-12)
+
+
+@given(st.floats(0.0006, 0.05), st.integers(1, 30))
+def test_told_broadenings_print_as_they_were_printed(first, count):
+    printed = np.round(first * np.arange(1, count + 1), 3)
+    told = exact_broadenings(printed)
+    assert np.abs(told - printed).max() <= 0.0005 + 1e-6 and (np.diff(told) > 0).all()
+
+
+def test_broadenings_that_are_no_multiples_stay_as_printed():
+    printed = np.array([0.01, 0.02, 0.05])
+    assert exact_broadenings(printed) is printed
 
 
 def test_acoustic_modes_at_gamma_are_left_out():

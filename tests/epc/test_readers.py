@@ -312,6 +312,19 @@ def test_gap_in_the_frequencies_is_a_warning(tmp_path, table):
     assert f"{thz[99, 0]:.6g} to {thz[140, 0]:.6g}" in warning
 
 
+def test_a_cut_at_the_head_is_a_warning(tmp_path, table):
+    thz = table * [K_PER_RYDBERG / K_PER_THZ, 1]
+    peak = int(np.argmax(thz[:, 1]))
+    np.savetxt(tmp_path / "a2f.dat", thz[peak:])
+    np.savetxt(tmp_path / "whole.dat", thz)
+    # a gap before the first mode is none
+    empty = np.flatnonzero(thz[:, 1] > 1e-6 * thz[:, 1].max())[0]
+    np.savetxt(tmp_path / "from.dat", thz[max(empty - 1, 0):])
+    cut, whole, start = (read_a2f(tmp_path / name, "THz").warnings for name in ("a2f.dat", "whole.dat", "from.dat"))
+    assert any(f"begin at {thz[peak, 0]:.6g} THz" in w and "cut at the head" in w for w in cut)
+    assert not any("head" in w for w in [*whole, *start])
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("", "no numbers"), ("hello\n", "no numbers"), ("1.0\n2.0\n3.0\n", "column"), ("3 1\n2 1\n1 1\n0.5 1\n", "ascend"),
     ("1 0\n2 1\n3\n", r"line 3 has 1 number\(s\) where 2 are due"), ("1 0\n*** 1\n3 0\n", "line 2 has no number"),
@@ -354,6 +367,9 @@ def test_overflow_in_a_dynamical_matrix_is_refused_without_a_warning_of_numpy(tm
 
 
 def test_unknown_unit_and_missing_file_are_refused(tmp_path):
+    with pytest.raises(UnknownUnit, match="always in Ry"):
+        read_a2f(DATA / "h3s", "THz")
+    assert read_a2f(DATA / "h3s", "Ry").unit == "Ry"
     with pytest.raises(UnknownUnit, match="THz"):
         read_a2f(DATA / "h3s" / "a2F.dos4", "eV")
     with pytest.raises(DataError, match="cannot be read"):

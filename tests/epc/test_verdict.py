@@ -116,7 +116,8 @@ def test_usable_when_all_checks_pass(folder):
     assert summarise(inputs(limits=LENIENT), folder)[0]["usable"]
     # a plateau over the broadening does not make up for a coarse mesh: H3S with k 4³, q 2³ has one at λ = 1.1 instead of 2.5
     assert failed(summarise(inputs(limits=LENIENT, coarse=[4, 4, 4]), folder)[0]) == {"mesh_density"}
-    assert not summarise(inputs("plumbing", limits=LENIENT), folder)[0]["usable"], "protocol plumbing is never usable"
+    named = replace(protocol("screening"), name="plumbing").settings()
+    assert failed(summarise(inputs(limits=LENIENT, protocol=named), folder)[0]) == {"protocol"}, "plumbing is never usable"
 
 
 def test_an_imaginary_mode_between_the_q_points_is_found(folder):
@@ -131,13 +132,38 @@ def test_an_imaginary_mode_between_the_q_points_is_found(folder):
     assert failed(summarise(inputs(limits=LENIENT), folder)[0]) == {"interpolated_modes"}
 
 
+def broadenings(folder: Path, first_ry: float) -> None:
+    """Couplings as ph.x prints them for multiples of another first broadening: with three decimals."""
+    for path in folder.glob("couplings?"):
+        _, *sections = text = path.read_text().split("Gaussian Broadening:")
+        path.write_text("Gaussian Broadening:".join([text[0], *(
+            f"{first_ry * n:8.3f}" + section[8:] for n, section in enumerate(sections, start=1))]))
+
+
 @pytest.mark.parametrize("loose", [
-    {"tr2_ph": 1e-3}, {"degauss_ry": 0.5}, {"dense_factor": 1}, {"sigma_first_ry": 0.02}])
+    {"tr2_ph": 1e-3}, {"degauss_ry": 0.5}, {"dense_factor": 1}, {"sigma_first_ry": 0.02}, {"sigma_first_ry": 0.01},
+    {"conv_thr_ry": 1.0}])
 def test_settings_that_blind_the_other_checks_are_not_usable(folder, loose):
     """Each makes one of them compare like with like: tr2_ph with itself, both N(E_F) with a smearing that levels anything, a mesh
-    with itself, λ at broadenings where it always levels off."""
-    settings = replace(protocol("screening"), name="loose", **loose).settings()
+    with itself, λ at broadenings where it always levels off (the first too large, the last too large)."""
+    settings = replace(protocol("screening"), name="loose", **loose)
+    broadenings(folder, settings.sigma_first_ry)
+    settings = settings.settings()
     assert failed(summarise(inputs(limits=LENIENT, protocol=settings), with_interpolation(folder))[0]) == {"settings"}
+
+
+@pytest.mark.parametrize("first", [0.0025, 0.0035, 0.0004])
+def test_broadenings_are_those_that_were_asked_for_not_their_three_decimals(folder, first):
+    """`publication` asks for 0.0025, which ph.x prints as 0.003 (or 0.002)."""
+    broadenings(folder, first)
+    settings = replace(protocol("screening"), sigma_first_ry=first).settings()
+    result, spectra = summarise(inputs(limits=LENIENT, protocol=settings), with_interpolation(folder))
+    assert [b["sigma_ry"] for b in result["broadenings"]] == pytest.approx([first * n for n in range(1, 11)], abs=1e-12)
+    assert spectra["sigma_ry"] == pytest.approx([first * n for n in range(1, 11)], abs=1e-12)
+    # the same couplings, whatever the broadening is called
+    assert result["broadenings"][3]["lambda"] == pytest.approx(1.859, abs=2e-3)
+    with pytest.raises(EngineFailure, match="were asked for"):
+        summarise(inputs(), folder)
 
 
 def test_frequencies_of_the_mesh_that_cannot_be_read_are_not_made_up_for_by_those_of_the_path(folder):

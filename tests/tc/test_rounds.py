@@ -56,6 +56,23 @@ def test_crystals_that_dft_made_the_same_are_computed_once(store):
     assert twin.duplicate_of is None
 
 
+def test_a_chain_that_fails_takes_back_what_an_earlier_verdict_said(store, monkeypatch, tmp_path):
+    """What an older version thought good enough must not stay in listings and plots."""
+    (tmp_path / "c.toml").write_text(MINIMAL)
+    campaign = load(tmp_path / "c.toml")
+    candidate = saved("low", 0.0100, crystal(0.0))
+    monkeypatch.setattr(rounds, "stored_pseudos", lambda *_: {})
+    settings = SimpleNamespace(ecutwfc_ry=60, ecutrho_ry=480, engine="qe")
+    for result in ({"status": "done", "usable": False, "lambda": 2.0, "omega_log_k": 1000.0, "core_hours": 1.0,
+                    "tc_k": {"0.10": {"allen_dynes": 200.0, "mcmillan": 180.0}}},
+                   {"status": "failed", "usable": False, "failure": {"step": "scf", "code": "coarse_k_mesh", "message": "x"}}):
+        monkeypatch.setattr(rounds, "run_chain", lambda *_, result=result, **__: [result])
+        rounds.coupling(campaign, store, SimpleNamespace(), [candidate], settings, "EPC", lambda *_: None)
+        candidate.reload()
+        assert (candidate.tc_k, candidate.lambda_) == ((200.0, 2.0) if result["status"] == "done" else (None, None))
+    assert candidate.epc_status == "failed" and candidate.tc_mcmillan_k is None and candidate.omega_log_k is None
+
+
 def test_costs_follow_finished_chains_and_the_budget_is_kept(store, tmp_path):
     (tmp_path / "c.toml").write_text(MINIMAL + "[epc]\nmax_core_hours = 10\n")
     campaign = load(tmp_path / "c.toml")
