@@ -107,8 +107,8 @@ def show(key: str, as_json: bool, home: Path | None) -> None:
 @_home
 def retry(keys: tuple[str, ...], state: str | None, kind: str | None, cluster: str | None, campaign: str | None, redo: bool,
           wall_time_s: int | None, cores: int | None, home: Path | None) -> None:
-    """Put failed, quarantined or cancelled jobs back, by KEYS or filters; those that ran out of wall time go on from their
-    checkpoints for a week, the others begin again."""
+    """Put failed, quarantined or cancelled jobs back, by KEYS or filters. Those that ran out of wall time or were lost with their
+    machine go on from what they left, for a week; the others begin again."""
     with _ledger(home) as ledger:
         chosen = _chosen(ledger, keys, state, kind, cluster, campaign)
         click.echo(f"{ledger.retry(chosen, redo=redo, wall_time_s=wall_time_s, cores=cores)} of {len(chosen)} jobs put back")

@@ -264,7 +264,7 @@ class Actor(threading.Thread):
                 del self.tracked[tracked.name]
             if not verdict.keep_folder:
                 rubbish.append(f"{job['folder']}/{key}")
-            again = change.target in (State.prepared, State.cancelled)
+            again = change.target in (State.prepared, State.cancelled, State.failed)
             still = again and "restart_from" not in {*change.values, *change.unset}
             if job.get("restart_from") and not still:
                 rubbish.append(job["restart_from"])

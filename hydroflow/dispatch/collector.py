@@ -177,9 +177,9 @@ class Collector:
                 failure.code, recovery.keep_folder)
         told["stdout"], told["stderr"] = last_lines(folder, "stdout.txt"), last_lines(folder, "stderr.txt")
         outputs = {"quarantine.tar.gz": self.objects.put(_archive(folder))}
-        values = {"failures": count, "failure": told, "cost": cost, "outputs": outputs}
+        values = {"failures": count, "failure": told, "cost": cost, "outputs": outputs, "restart_from": None}
         if failure.code is FailureCode.walltime:  # with more time it can go on from here
-            values |= self._after_kill(job, spec, engine, failure.message, 1)
+            values |= self._left(job, spec, engine, EngineFailure(failure.code, failure.message), 1)
         kept = bool(values.get("restart_from"))
         return Verdict(Change(key, State.quarantined, f"{failure}; no recovery is left after {count} failures" + (
             f"; for a week it goes on from its checkpoints with more time: hydroflow jobs retry {key[:12]} --wall-time SECONDS"
@@ -191,14 +191,15 @@ class Collector:
         key, losses = job["_id"], job.get("losses", 0) + 1
         told = {"code": code.value, "message": what, "details": {}, "attempt": job["attempt"], "cluster": self.name,
                 "times": _times(job)}
-        if losses >= MAX_LOSSES:
-            return Verdict(Change(
-                key, State.failed, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
-                {"losses": losses, "failure": told, "cost": cost}), code)
-        values = {"losses": losses, "failure": told, "cost": cost, "not_before": now() + timedelta(seconds=2 ** losses)}
+        values = {"losses": losses, "failure": told, "cost": cost}
         if what == _VANISHED:
-            values |= self._after_kill(job, spec, engine, what, losses)
-        return Verdict(Change(key, State.prepared, f"{what}; run again", values), code, bool(values.get("restart_from")))
+            values |= self._left(job, spec, engine, EngineFailure(FailureCode.killed, what), losses)
+        kept = bool(values.get("restart_from"))
+        if losses >= MAX_LOSSES:
+            return Verdict(Change(key, State.failed, f"{what}, {losses} times; look at the cluster, then `hydroflow jobs retry`",
+                                  values), code, kept)
+        values["not_before"] = now() + timedelta(seconds=2 ** losses)
+        return Verdict(Change(key, State.prepared, f"{what}; run again", values), code, kept)
 
     def _stopped(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, cost: Mapping[str, Any], begun: bool) -> Verdict:
         """Nobody wants it any more, but somebody may again: what it had done stays on its cluster for a while, unless that is
@@ -208,12 +209,12 @@ class Collector:
             return Verdict(Change(key, State.cancelled, reason, {"cost": cost}))
         values = {"restart_from": None, "cost": cost}
         if not job.get("discard"):
-            values |= self._after_kill(job, spec, engine, reason, 1)
+            values |= self._left(job, spec, engine, EngineFailure(FailureCode.killed, reason), 1)
         return Verdict(Change(key, State.cancelled, reason, values), keep_folder=bool(values["restart_from"]))
 
-    def _after_kill(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, what: str, count: int) -> dict[str, Any]:
-        """How a job that was stopped from outside `count` times goes on, as the ledger notes it."""
-        recovery = self._recovery(engine, spec, EngineFailure(FailureCode.killed, what), count)
+    def _left(self, job: Mapping[str, Any], spec: JobSpec, engine: Engine, failure: EngineFailure, count: int) -> dict[str, Any]:
+        """How a job that was stopped from outside `count` times goes on from what it left, as the ledger notes it."""
+        recovery = self._recovery(engine, spec, failure, count)
         if recovery is None:
             return {}
         return {"adjustments": {**job.get("adjustments", {}), **recovery.adjustments},

@@ -50,6 +50,9 @@ class Recovery:
 
 @runtime_checkable
 class Engine(Protocol):
+    """One that has ``cores_may_change = True`` goes on from its checkpoints on another number of cores too; the others begin
+    again there, without their adjustments."""
+
     kind: str
     executables: tuple[str, ...]
     """Names that the cluster maps to command lines (`pw.x`, `python`); the name itself where it does not."""

@@ -31,10 +31,11 @@ MAX_INPUT_BYTES = 1 << 20
 CHUNK = 1000
 LEASE_S = 60.0
 CHECKPOINTS_KEPT = timedelta(days=7)
-"""How long the files of a cancelled job that could go on from them stay on its cluster, and those of one that was given up
-because it ran out of wall time."""
+"""How long the files of a job that could go on from them stay on its cluster, when it was cancelled, or given up because it ran
+out of wall time or was lost."""
 
-KEPT_FOR_A_WHILE = [State.cancelled.value, State.quarantined.value]
+KEPT_FOR_A_WHILE = [State.cancelled.value, State.failed.value, State.quarantined.value]
+"""States of jobs that may be put back and then go on from what they left."""
 _PENDING = [s.value for s in State if s not in TERMINAL]
 
 
@@ -67,7 +68,7 @@ class Ledger:
         """Want these jobs; returns their keys in order. A key that is there already keeps its state and its answer, but a
         cancelled one is wanted again, and so is one that ran out of its wall time where it now gets more (:func:`more_time`):
         both go on from their checkpoints where they left some within :data:`CHECKPOINTS_KEPT`. Resources are not part of a
-        key: those of the last who asked are what a job begins with.
+        key: a job begins with those of the last who asked.
 
         Raises
         ------
@@ -89,18 +90,20 @@ class Ledger:
         return keys
 
     def _want_again(self, keys: list[str], resources: Resources) -> None:
-        """What those of some wanted jobs need that were there before."""
+        """What those of some wanted jobs need that were there before. Those that have begun keep their resources: a person may
+        have given them more, and what they left off is for as many processes."""
         # those that an agent was asked to stop, and has not yet
         self.collection.update_many({"_id": {"$in": keys}, "state": {"$in": _PENDING}, "cancel": {"$exists": True}},
                                     {"$unset": {"cancel": "", "discard": ""}})
         self._forget_old_checkpoints(keys)
-        self._move(keys, State.cancelled, State.prepared, "wanted again", unset=("cancel", "discard", "failure", "finished"))
+        new = {"resources": asdict(resources)}
+        self._move(keys, State.cancelled, State.prepared, "wanted again", new, ("cancel", "discard", "failure", "finished"))
         self._move(keys, State.quarantined, State.prepared,
-                   f"wanted again, with {resources.wall_time_s} s on {resources.cores} cores", {"failures": 0, "losses": 0},
-                   unset=("failure", "finished", "not_before", "avoid", "outputs"), also=_more_time(resources))
-        new = asdict(resources)
-        self.collection.update_many({"_id": {"$in": keys}, "state": State.prepared.value, "resources": {"$ne": new}},
-                                    {"$set": {"resources": new}})
+                   f"wanted again, with {resources.wall_time_s} s on {resources.cores} cores",
+                   {"failures": 0, "losses": 0, **new}, ("failure", "finished", "not_before", "avoid", "outputs"),
+                   _more_time(resources))
+        self.collection.update_many({"_id": {"$in": keys}, "state": State.prepared.value, "attempt": 0,
+                                     "resources": {"$ne": new["resources"]}}, {"$set": new})
 
     def _forget_old_checkpoints(self, keys: list[str]) -> None:
         self.collection.update_many({"_id": {"$in": keys}, "state": {"$in": KEPT_FOR_A_WHILE},
@@ -182,8 +185,8 @@ class Ledger:
     def retry(self, keys: Sequence[str], reason: str = "retried by hand", redo: bool = False,
               wall_time_s: int | None = None, cores: int | None = None) -> int:
         """Put failed, quarantined and cancelled jobs back, with fresh attempts; `redo` also those that are done (their
-        stored answer is given up). Those that ran out of their wall time go on from their checkpoints, the others begin
-        again; `wall_time_s` and `cores` are what they get instead of what they had. Returns how many."""
+        stored answer is given up). Those that ran out of their wall time or were lost with their machine go on from what they
+        left, the others begin again; `wall_time_s` and `cores` are what they get instead of what they had. Returns how many."""
         states = [State.failed, State.quarantined, State.cancelled, *([State.done] if redo else [])]
         wanted = {"resources.wall_time_s": wall_time_s, "resources.cores": cores}
         new = {name: value for name, value in wanted.items() if value is not None}
@@ -191,8 +194,8 @@ class Ledger:
         count = 0
         for chunk in _chunks(list(keys)):
             self._forget_old_checkpoints(chunk)
-            count += self._move(chunk, State.quarantined, State.prepared, reason, {"failures": 0, "losses": 0, **new}, unset,
-                                {"failure.code": FailureCode.walltime.value, "restart_from": {"$type": "string"}})
+            count += self._move(chunk, (State.failed, State.quarantined), State.prepared, reason,
+                                {"failures": 0, "losses": 0, **new}, unset, {"restart_from": {"$type": "string"}})
             count += self._move(chunk, states, State.prepared, reason, {"failures": 0, "losses": 0, "adjustments": {}, **new},
                                 (*unset, "restart_from"))
         return count
@@ -330,8 +333,9 @@ class AgentLedger(Ledger):
             return []
         self.collection.bulk_write(updates, ordered=False)
         batches = {batch for _, batch, _ in candidates}
+        # the clusters of one agent are one owner, and give the same jobs the same batch
         return list(self.collection.find({"_id": {"$in": [key for key, _, _ in candidates]}, "owner": self.owner,
-                                          "batch": {"$in": list(batches)}, "state": State.submitted.value}))
+                                          "cluster": cluster, "batch": {"$in": list(batches)}, "state": State.submitted.value}))
 
     def prepared(self, match: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
         """The most urgent waiting jobs that match, with what placing them needs."""
@@ -422,6 +426,8 @@ class AgentLedger(Ledger):
                           f"(clusters: {', '.join(clusters)}); change its resources or the clusters' kinds and limits")
             failure = told or {"code": "bad_input", "message": reason, "details": {}}
             count += self._move([row["_id"]], State.prepared, State.failed, reason, {"failure": failure, "finished": now()})
+        for name, takes in clusters.items():  # what has become too large for the cluster of its checkpoints
+            self._forget_checkpoints({"cluster": name, "$nor": [takes]})
         return count
 
     def give_back(self, keys: Sequence[str], reason: str) -> int:

@@ -71,7 +71,9 @@ class Placement:
         match = {**self.capable(cores, gpus), "$and": [{"$or": due}, {"$or": here}]}
         match["kind"] = {**match["kind"], "$nin": closed}
         better = [a._trusted() for a in others if a.room is not None and a.cluster.priority > self.cluster.priority]
-        return {**match, "$nor": better} if better else match
+        if better:  # but what goes on from checkpoints here can go on nowhere else
+            match["$and"].append({"$or": [{"restart_from": {"$type": "string"}}, {"$nor": better}]})
+        return match
 
     def _trusted(self) -> dict[str, Any]:
         """Filter of what this cluster has room for and is not suspected of failing."""

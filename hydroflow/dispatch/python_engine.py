@@ -23,6 +23,7 @@ class PythonEngine:
 
     kind: str = ""
     executables: tuple[str, ...] = ("python",)
+    cores_may_change = True
     output_names: tuple[str, ...] = ()
     """Files that `compute` writes and that are kept; globs allowed."""
 

@@ -22,8 +22,10 @@ def stage(job: Mapping[str, Any], folder: Path, site: Site, objects: ObjectStore
     Exception
         whatever the engine's ``prepare`` does; :func:`refusal` puts it into words.
     """
-    spec, adjustments = spec_of(job), job.get("adjustments", {})
+    spec, adjustments, restart = spec_of(job), job.get("adjustments", {}), job.get("restart_from")
     engine = engine_for(spec.kind)
+    if restart and job.get("cost", {}).get("cores") != spec.resources.cores and not getattr(engine, "cores_may_change", False):
+        restart, adjustments = None, {}
     folder.mkdir(parents=True)
     for name, digest in spec.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,6 @@ def stage(job: Mapping[str, Any], folder: Path, site: Site, objects: ObjectStore
     parallel = any("{cores}" in site.cluster.executables.get(name, "") for name in engine.executables)
     # an executable started with {cores} ranks gets one thread per rank, any other all its cores as threads
     threads = 1 if parallel else spec.resources.cores
-    restart = job.get("restart_from")
     write_script(folder, Attempt(
         command=engine.command(spec, adjustments, executables), cores=spec.resources.cores,
         wall_time_s=spec.resources.wall_time_s,

@@ -342,12 +342,12 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
-    fields = ("key", "state", "failure", "resources")
-    known = {job.key for job in Job.objects(key__in=[w.key for w in whole]).only(*fields)
-             if more_time(job, run.resources) or (job.state != "cancelled" and not (
-                 job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime"))}
-    shared = [[] if w.key in known else irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
-              for q, w in enumerate(whole, start=1)]
+    fields = ("key", "state", "failure", "resources", "restart_from")
+    known = {job.key: job for job in Job.objects(key__in=[w.key for w in whole]).only(*fields)}
+    shared = []
+    for q, w in enumerate(whole, start=1):
+        parts = irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
+        shared.append([] if _stays_whole(known.get(w.key), parts, run.resources) else parts)
     wanted = [*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)]
     there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only(*fields)
              if not more_time(job, run.resources)}
@@ -357,6 +357,16 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     keys = {w.key for w in wanted}
     c.irreps = [[spec.key for spec in parts if spec.key in keys] for parts in shared]
     c.qs = [w.key if not parts and w.key in keys else None for w, parts in zip(whole, shared, strict=True)]
+
+
+def _stays_whole(job: Job | None, parts: Sequence[JobSpec], resources: Resources) -> bool:
+    """Whether the job of a whole q, as the ledger has it, is wanted rather than these parts of it."""
+    if job is None or job.state == "cancelled":
+        return False
+    if job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime":
+        under_way = Job.objects(key__in=[p.key for p in parts], state__nin=["failed", "quarantined", "cancelled"])
+        return bool(job.restart_from) and more_time(job, resources) and not under_way.count()
+    return True
 
 
 def _finished(c: _Chain, documents: Mapping[str, Job]) -> bool:

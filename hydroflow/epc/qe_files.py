@@ -132,11 +132,11 @@ SIGMA_DIGITS = 0.0005
 
 def exact_broadenings(printed: np.ndarray) -> np.ndarray:
     """(s,) broadenings in Ry, of which ph.x prints three decimals (0.0025 as 0.003): they are the multiples of the first
-    (``el_ph_sigma``), which is taken for the shortest number that gives what was printed; as printed where none does."""
+    (``el_ph_sigma``), which is taken for the roundest number that gives what was printed; as printed where none does."""
     count = np.arange(1, len(printed) + 1)
     low, high = ((printed - SIGMA_DIGITS) / count).max() - 1e-9, ((printed + SIGMA_DIGITS) / count).min() + 1e-9
-    for digits in range(2, 8):
-        first = round((low + high) / 2, digits)
+    for unit in (1e-2, 5e-3, 1e-3, 5e-4, 1e-4, 5e-5, 1e-5, 1e-6):
+        first = round((low + high) / 2 / unit) * unit
         if max(low, 0) < first <= high:
             return np.round(first * count, 9)
     return printed

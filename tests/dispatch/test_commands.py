@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,8 @@ from hydroflow.campaign import Cluster
 from hydroflow.cli.main import cli
 from hydroflow.dispatch.job import JobSpec, Resources
 from hydroflow.dispatch.ledger import Ledger, now
+from hydroflow.dispatch.staging import stage
+from hydroflow.dispatch.wrapper import SCRIPT
 from hydroflow.errors import HydroflowError
 from hydroflow.store.documents import Job
 from hydroflow.store.packs import read
@@ -119,7 +122,7 @@ def test_what_ran_out_of_time_goes_on_with_more_of_it(store, agent, run, by_hand
     ledger = Ledger(store)
 
     def spec(seconds: int) -> JobSpec:
-        return JobSpec(PYTHON, {"x": 2, "steps": 60, "pace": 0.5}, "square 1", resources=Resources(wall_time_s=seconds))
+        return JobSpec(PYTHON, {"x": 2, "steps": 40, "pace": 0.5}, "square 1", resources=Resources(wall_time_s=seconds))
 
     (key,) = ledger.submit([spec(4)], "hunt")
     (job,) = ledger.wait([key])
@@ -136,12 +139,51 @@ def test_what_ran_out_of_time_goes_on_with_more_of_it(store, agent, run, by_hand
     assert done.state == "done" and done.result["resumed_at"] > 0 and done.resources["wall_time_s"] == 600
 
 
-def test_resources_are_those_of_the_last_who_asked(store):
+def test_resources_are_those_of_the_last_who_asked_until_it_begins(store):
     ledger = Ledger(store)
-    first, second = (JobSpec(ECHO, {"value": 1}, "echo 1", resources=Resources(cores=n, wall_time_s=60 * n)) for n in (4, 2))
+    first, second, third = (JobSpec(ECHO, {"value": 1}, "echo 1", resources=Resources(cores=n, wall_time_s=60 * n))
+                            for n in (4, 2, 3))
     (key,) = ledger.submit([first], "a")
     ledger.submit([second], "b")
     assert (ledger.jobs([key])[0].resources["cores"], ledger.jobs([key])[0].resources["wall_time_s"]) == (2, 120)
+    # given more by hand after an attempt, it keeps that when its campaign asks for it again
+    ledger.collection.update_one({"_id": key}, {"$set": {"state": "quarantined", "attempt": 1}})
+    ledger.retry([key], wall_time_s=9000, cores=8)
+    ledger.submit([third], "a")
+    assert (ledger.jobs([key])[0].resources["cores"], ledger.jobs([key])[0].resources["wall_time_s"]) == (8, 9000)
+    ledger.cancel([key])
+    ledger.submit([third], "a")
+    assert ledger.jobs([key])[0].resources["cores"] == 3
+
+
+def test_what_has_become_too_large_for_the_cluster_of_its_checkpoints_runs_on_another(store, agent):
+    short = {"short": Cluster(max_cores=1, max_wall_time_s=400)}
+    early = agent(short)
+    ledger = Ledger(store)
+
+    def spec(seconds: int) -> JobSpec:
+        return JobSpec(PYTHON, {"x": 2, "steps": 40, "pace": 0.5}, "square 1", resources=Resources(wall_time_s=seconds))
+
+    (key,) = ledger.submit([spec(3)], "hunt")
+    (job,) = ledger.wait([key])
+    assert job.state == "quarantined" and job.cluster == "short" and job.restart_from
+    early.stop.set()
+    assert until(lambda: not early.running)
+    agent({**short, "long": Cluster(max_cores=1)})
+    ledger.submit([spec(4000)], "hunt")
+    (done,) = ledger.wait([key])
+    assert done.state == "done" and done.cluster == "long" and done.result["resumed_at"] == 0
+
+
+@pytest.mark.parametrize(("kind", "cores", "goes_on"), [(ECHO, 1, True), (ECHO, 4, False), (PYTHON, 4, True)])
+def test_checkpoints_are_for_as_many_processes_as_left_them(store, tmp_path, kind, cores, goes_on):
+    """But where the engine says that it does not matter."""
+    site = SimpleNamespace(executables=lambda names, cores: {name: name for name in names}, cluster=Cluster(), root="/scratch",
+                           name="one")
+    job = {"_id": "k", "kind": kind, "inputs": {"x": 1, "value": 1}, "engine": "1", "resources": {"cores": cores},
+           "restart_from": "/scratch/k-1/k", "cost": {"cores": 1}, "adjustments": {"again": True}}
+    stage(job, tmp_path / "k", site, store.objects)
+    assert ("/scratch/k-1/k" in (tmp_path / "k" / SCRIPT).read_text()) is goes_on
 
 
 def test_cancelled_before_it_began_again_it_keeps_what_it_had(store, agent, tmp_path):

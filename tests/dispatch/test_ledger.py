@@ -29,6 +29,14 @@ def state(key: str) -> str:
     return Job.objects.get(key=key).state
 
 
+def test_two_clusters_of_one_agent_do_not_get_the_same_job(store):
+    """Both see it waiting and give it the same batch; it would run twice."""
+    agent = AgentLedger(store, "host/home/1")
+    (key,) = agent.submit([spec(1)], "a")
+    assert claim(agent, [key], "one") == [key]
+    assert claim(agent, [key], "two") == []
+
+
 def test_the_key_is_the_content_and_nothing_else():
     base = spec(1)
     same = [spec(1, label="x", priority=9, resources=Resources(cores=8)), JobSpec(base.kind, dict(base.inputs), "1")]

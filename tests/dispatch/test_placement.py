@@ -56,6 +56,18 @@ def test_the_filter_and_the_question_for_one_job_agree(store):
         assert 0 < len(found) < len(specs)
 
 
+def test_what_goes_on_from_checkpoints_does_not_wait_for_a_better_cluster(store):
+    """Which has room for it and may not take it: it would wait for ever."""
+    worse, better = Placement("worse", Cluster(max_cores=1)), Placement("better", Cluster(max_cores=1, priority=9))
+    worse.max_cores = better.max_cores = 1
+    better.room = (1, 0)
+    ledger = Ledger(store)
+    free, bound = ledger.submit([JobSpec(ECHO, {"value": i}, "1") for i in (1, 2)], "a")
+    ledger.collection.update_one({"_id": bound}, {"$set": {"cluster": "worse", "restart_from": "/scratch/x"}})
+    for cluster, other, taken in ((worse, better, bound), (better, worse, free)):
+        assert [row["_id"] for row in ledger.collection.find(cluster.match(1, 0, (), [other]))] == [taken]
+
+
 def test_suspicion_needs_several_jobs_alike_in_a_row_and_ends_with_a_success():
     clock = [0.0]
     doubt = Suspicion(lambda: clock[0])

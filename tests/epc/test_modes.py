@@ -59,7 +59,8 @@ def test_files_by_tetrahedra_and_by_broadenings_do_not_mix():
         combine([couplings[0], replace(couplings[1], tetrahedra=False)], dynamicals)
 
 
-@pytest.mark.parametrize(("first", "count"), [(0.005, 10), (0.0025, 20), (0.01, 5), (0.002, 25), (0.0075, 6), (0.02, 1)])
+@pytest.mark.parametrize(("first", "count"), [
+    (0.005, 10), (0.0025, 20), (0.01, 5), (0.002, 25), (0.0075, 6), (0.02, 1), (0.0035, 5), (0.0045, 5), (0.0075, 5)])
 def test_broadenings_are_told_from_their_three_decimals(first, count):
     exact = first * np.arange(1, count + 1)
     for nudge in (-1e-6, 1e-6):  # which way ph.x rounds a half
