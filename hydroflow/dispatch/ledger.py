@@ -66,7 +66,7 @@ class Ledger:
     # ---- asking ----
     def submit(self, specs: Iterable[JobSpec], campaign: str) -> list[str]:
         """Want these jobs; returns their keys in order. A key that is there already keeps its state and its answer, but a
-        cancelled one is wanted again, and so is one that ran out of its wall time where it now gets more (:func:`more_time`):
+        cancelled one is wanted again, and so is one that ran out of its wall time where it now gets more (:meth:`puts_back`):
         both go on from their checkpoints where they left some within :data:`CHECKPOINTS_KEPT`. Resources are not part of a
         key: a job begins with those of the last who asked.
 
@@ -88,6 +88,12 @@ class Ledger:
             for chunk in _chunks(same):
                 self._want_again(chunk, resources)
         return keys
+
+    def puts_back(self, keys: Sequence[str], resources: Resources) -> set[str]:
+        """Which of these jobs, given up for their wall time, :meth:`submit` would put back with these resources: more time or
+        more cores, and less of neither."""
+        match = {"_id": {"$in": list(keys)}, "state": State.quarantined.value, **_more_time(resources)}
+        return {row["_id"] for row in self.collection.find(match, {"_id": 1})}
 
     def _want_again(self, keys: list[str], resources: Resources) -> None:
         """What those of some wanted jobs need that were there before. Those that have begun keep their resources: a person may
@@ -243,18 +249,10 @@ class Ledger:
 
 
 def _more_time(resources: Resources) -> dict[str, Any]:
+    """Filter of the jobs that ran out of time where these resources are a longer one or more cores, and less of neither."""
     return {"failure.code": FailureCode.walltime.value,
             "resources.wall_time_s": {"$lte": resources.wall_time_s}, "resources.cores": {"$lte": resources.cores},
             "$or": [{"resources.wall_time_s": {"$lt": resources.wall_time_s}}, {"resources.cores": {"$lt": resources.cores}}]}
-
-
-def more_time(job: Job, resources: Resources) -> bool:
-    """Whether :meth:`Ledger.submit` would put this job back: it was given up for its wall time, and these resources are a
-    longer one or more cores, and less of neither."""
-    had = (job.resources.get("wall_time_s", 0), job.resources.get("cores", 1))
-    now_has = (resources.wall_time_s, resources.cores)
-    return (job.state == State.quarantined.value and (job.failure or {}).get("code") == FailureCode.walltime.value
-            and had != now_has and all(a <= b for a, b in zip(had, now_has, strict=True)))
 
 
 def spec_of(job: Mapping[str, Any] | Job) -> JobSpec:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hydroflow.arrays import StructureArrays
 from hydroflow.dispatch.job import JobSpec, Resources
-from hydroflow.dispatch.ledger import Ledger, more_time
+from hydroflow.dispatch.ledger import Ledger
 from hydroflow.epc.cost import work
 from hydroflow.epc.ground_state import k_sampling
 from hydroflow.epc.inputs import pseudo_name, species
@@ -342,15 +342,16 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
-    fields = ("key", "state", "failure", "resources", "restart_from")
-    known = {job.key: job for job in Job.objects(key__in=[w.key for w in whole]).only(*fields)}
+    known = {job.key: job for job in Job.objects(key__in=[w.key for w in whole]).only("key", "state", "failure", "restart_from")}
+    again = run.ledger.puts_back(list(known), run.resources)
     shared = []
     for q, w in enumerate(whole, start=1):
         parts = irreps_specs(scf, q, 3 * len(c.crystal.numbers), run.modes_per_job, *how)
-        shared.append([] if _stays_whole(known.get(w.key), parts, run.resources) else parts)
+        shared.append([] if _stays_whole(known.get(w.key), parts, w.key in again) else parts)
     wanted = [*chain.from_iterable(shared), *(w for w, parts in zip(whole, shared, strict=True) if not parts)]
-    there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only(*fields)
-             if not more_time(job, run.resources)}
+    there = {job.key: job.state for job in Job.objects(key__in=[w.key for w in wanted]).only("key", "state")}
+    for key in run.ledger.puts_back(list(there), run.resources):
+        del there[key]
     if {"failed", "quarantined"} & set(there.values()):
         wanted = [w for w in wanted if there.get(w.key) in ("failed", "quarantined", "done")]
     run.ledger.submit(wanted, run.campaign)
@@ -359,13 +360,14 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
     c.qs = [w.key if not parts and w.key in keys else None for w, parts in zip(whole, shared, strict=True)]
 
 
-def _stays_whole(job: Job | None, parts: Sequence[JobSpec], resources: Resources) -> bool:
-    """Whether the job of a whole q, as the ledger has it, is wanted rather than these parts of it."""
+def _stays_whole(job: Job | None, parts: Sequence[JobSpec], gets_more: bool) -> bool:
+    """Whether the job of a whole q, as the ledger has it, is wanted rather than these parts of it; `gets_more` where it ran out
+    of its wall time and is given more."""
     if job is None or job.state == "cancelled":
         return False
     if job.state in ("failed", "quarantined") and (job.failure or {}).get("code") == "walltime":
         under_way = Job.objects(key__in=[p.key for p in parts], state__nin=["failed", "quarantined", "cancelled"])
-        return bool(job.restart_from) and more_time(job, resources) and not under_way.count()
+        return gets_more and bool(job.restart_from) and not under_way.count()
     return True
 
 

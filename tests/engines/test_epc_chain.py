@@ -158,6 +158,20 @@ def test_a_large_cell_shares_out_its_linear_response_unless_it_is_there_whole(st
     assert {j.key: (j.attempt, j.finished) for j in Job.objects} == attempts
 
 
+def test_a_q_out_of_wall_time_is_run_again_only_with_more_of_it(store, agent):
+    agent()
+    given = (Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), [CUTOFFS], ENGINE,
+             replace(protocol("plumbing"), k_spacing=2.0), [0.1], "one")
+    whole = run_chain(*given, wall_time_s=3600)[0]
+    q = whole["jobs"][1]
+    Job.objects(key=q).update_one(set__state="quarantined", set__failure={"code": "walltime", "message": "out of time"})
+    Job.objects(kind="epc.collect").delete()
+    assert run_chain(*given, wall_time_s=3600)[0]["failure"]["code"] == "walltime"
+    again = run_chain(*given, wall_time_s=7200)[0]
+    assert again["status"] == "done" and again["lambda"] == pytest.approx(whole["lambda"], rel=1e-6)
+    assert {j.key: j.attempt for j in Job.objects(kind="epc.q")} == {key: 1 + (key == q) for key in whole["jobs"][1:-1]}
+
+
 _FLOW = """
 import sys
 from dataclasses import replace
