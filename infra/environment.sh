@@ -124,7 +124,8 @@ _espresso_from_pypi() {
 
 _quantum_espresso() {
   _have "${espresso[@]}" && return 0
-  can_apt && apt_install quantum-espresso
+  # with OpenBLAS: Debian's own choice, the reference BLAS, makes ph.x a fifth slower (docs/operating.md)
+  can_apt && apt_install quantum-espresso libopenblas0-serial
   _have "${espresso[@]}" && return 0
   step "Installing Quantum ESPRESSO (PyPI's qepy, serial)" _espresso_from_pypi || true
   _have "${espresso[@]}" ||
