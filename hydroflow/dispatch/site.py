@@ -13,11 +13,13 @@ import re
 import shlex
 import shutil
 import sys
-import tarfile
 import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+
+# that of Python's own library has no filters before 3.10.12 and 3.11.4 (Debian 12 has 3.11.2)
+from backports import tarfile
 
 from hydroflow.campaign import Cluster
 from hydroflow.dispatch import scheduler
@@ -203,7 +205,7 @@ class Site:
             archive.seek(0)
             try:
                 with tarfile.open(fileobj=archive) as tar:
-                    _unpack(tar, self.staging)
+                    tar.extractall(self.staging, filter="data")
             except (tarfile.TarError, EOFError) as error:
                 raise TransportError(f"{self.name}: the outputs arrived damaged: {error}") from error
 
@@ -243,20 +245,3 @@ class Site:
 def _glob(pattern: str) -> str:
     """A pattern for bash: its wildcards live, everything else literal."""
     return "".join(c if c in "*?[]/" or c.isalnum() or c in "._-+=" else shlex.quote(c) for c in pattern)
-
-
-def _unpack(tar: tarfile.TarFile, folder: Path) -> None:
-    """Unpack below `folder`; what would end up outside of it, and what is neither file, folder nor link, is a ``TarError``."""
-    if hasattr(tarfile, "data_filter"):
-        tar.extractall(folder, filter="data")
-        return
-    # Python before 3.10.12 and 3.11.4 (that of Debian 12) has no filters
-    root = folder.resolve()
-    for member in tar.getmembers():
-        path = root / member.name
-        target = path.parent / member.linkname if member.issym() else root / member.linkname if member.islnk() else path
-        if not (path.resolve().is_relative_to(root) and target.resolve().is_relative_to(root)):
-            raise tarfile.TarError(f"{member.name} lies or leads outside of the folder")
-        if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
-            raise tarfile.TarError(f"{member.name} is no file")
-    tar.extractall(root)
