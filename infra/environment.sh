@@ -107,7 +107,7 @@ sys.exit(tuple(int(x) for x in version("torch").split(".")[:2]) < (2, 7))' 2>/de
 }
 
 # ---- engines and services -------------------------------------------------------------------------------------------
-espresso=(pw.x ph.x q2r.x matdyn.x projwfc.x)
+espresso=(pw.x ph.x q2r.x matdyn.x projwfc.x dos.x)
 
 _have() { local name; for name in "$@"; do command -v "$name" >/dev/null || return 1; done; }
 

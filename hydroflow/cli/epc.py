@@ -264,13 +264,20 @@ def _print_ladder(rows: list[dict[str, Any]]) -> None:
         click.echo(f"{start}{r['lambda']:6.2f}{r['omega_log_k']:9.0f}{tc_k:9.0f}{r['core_hours']:8.2f}  {_convergence(r)}")
         click.echo("    λ(σ/Ry): " + ", ".join(f"{lam:.2f} ({sigma:g})" for sigma, lam, _ in r["sigmas"]))
         if rescaled := r["rescaled"]:
-            click.echo(f"    λ at N(E_F) = {rescaled['dos']:.2f} of the dense k mesh: {rescaled['lambda']:.2f} "
-                       f"({rescaled['sigma_ry']:g}), Tc AD {next(iter(rescaled['tc_k'].values()))['allen_dynes']:.0f} K"
-                       + (f", varies by {plateau['spread']:.0%} from {plateau['first']:g} to {plateau['last']:g}"
-                          if (plateau := rescaled["plateau"]) else ""))
+            fine, rough = ("×".join(map(str, rescaled[key])) for key in ("mesh", "rough_mesh"))
+            tc_k, plateau = next(iter(rescaled["tc_k"].values()))["allen_dynes"], rescaled["plateau"]
+            varies = f", varies by {plateau['spread']:.0%} from {plateau['first']:g} to {plateau['last']:g}" if plateau else ""
+            click.echo(f"    λ at N(E_F) by tetrahedra, {rescaled['dos']:.2f} on {fine}, {rescaled['rough_dos']:.2f} on {rough}: "
+                       f"{rescaled['lambda']:.2f} ({rescaled['sigma_ry']:g}), Tc AD {tc_k:.0f} K{varies}")
+            click.echo("    N(E) from E_F (eV): " + ", ".join(
+                f"{n:.2f} ({e:+g})" for e, n in zip(rescaled["offsets_ev"], rescaled["dos_near"], strict=True)))
         for known in r["references"]:
             values = ", ".join(f"{words.format(known[key])} ({known['off'][key]:+.0%})"
                                for key, words in PUBLISHED.items() if key in known)
             click.echo(f"    {'within' if known['agrees'] else 'not within'} 15 % of {values}: {known['source']}")
+            if at_fermi := known.get("at_fermi"):
+                values = ", ".join(f"{words.split(' {')[0]} {at_fermi['off'][key]:+.0%}"
+                                   for key, words in PUBLISHED.items() if key in known)
+                click.echo(f"        at N(E_F) by tetrahedra {'within' if at_fermi['agrees'] else 'not within'} 15 %: {values}")
         if r["reasons"]:
             click.echo("    not usable: " + "; ".join(r["reasons"]))

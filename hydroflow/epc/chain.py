@@ -19,7 +19,7 @@ from hydroflow.epc.cost import work
 from hydroflow.epc.ground_state import k_sampling
 from hydroflow.epc.inputs import pseudo_name, species
 from hydroflow.epc.linear_response import ELPH, IRREPS
-from hydroflow.epc.protocols import Crystal, Meshes, Protocol, limits, meshes, primitive, protocol
+from hydroflow.epc.protocols import Crystal, Meshes, Protocol, dos_meshes, limits, meshes, primitive, protocol
 from hydroflow.epc.scripts import SAVE
 from hydroflow.epc.verdict import METHOD, judge_k_sampling
 from hydroflow.errors import FailureCode, HydroflowError, SettingsError
@@ -116,12 +116,23 @@ def irreps_specs(
         for before, last in pairwise(ends)]
 
 
+def dos_spec(
+    crystal: Crystal, scf: Job, settings: Protocol, engine_version: str, resources: Resources = _ONE_CORE, label: str = "",
+) -> JobSpec:
+    """N(E_F) by tetrahedra of a finished ``epc.scf`` job; after the q of its crystal, before other ground states."""
+    fine, rough = dos_meshes(crystal, settings)
+    return JobSpec("epc.dos", {
+        **{key: scf.inputs[key] for key in ("crystal", "ecutwfc_ry", "ecutrho_ry", "conv_thr_ry")},
+        "dos": list(fine), "dos_rough": list(rough), "centre_ev": round(scf.result["fermi_ev"], 1),
+    }, engine_version, {**scf.files, SAVE: scf.outputs[SAVE]}, resources, f"{label} dos".strip(), priority=Q_FIRST)
+
+
 def collect_spec(
-    crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, qs: Sequence[Job], mu_stars: Sequence[float],
+    crystal: Crystal, grid: Meshes, settings: Protocol, scf: Job, dos: Job, qs: Sequence[Job], mu_stars: Sequence[float],
     engine_version: str, phonon_dos: Sequence[float], hydrogen_dos_share: float | None = None, label: str = "",
     pressure_gpa: float | None = None, *, wall_time_s: int,
 ) -> JobSpec:
-    """The collection of finished q jobs, in the order of q; `phonon_dos` is that of
+    """The collection of finished q jobs, in the order of q; `dos` is an ``epc.dos`` job that has ended, `phonon_dos` that of
     :func:`hydroflow.epc.ground_state.k_sampling`. The limits and the method of the verdict are part of its name."""
     files = {"x.dyn0": scf.outputs["x.dyn0"], "coarse.out": scf.outputs["coarse.out"]}
     for i, job in enumerate(qs, start=1):
@@ -129,12 +140,15 @@ def collect_spec(
                   f"elph{i}.tar.gz": job.outputs[ELPH]}
         if "tetrahedra" in job.outputs:
             files[f"tetrahedra{i}"] = job.outputs["tetrahedra"]
+    fermi_dos = {"failed": (dos.failure or {}).get("message", dos.state)}
+    if dos.state == "done":
+        fermi_dos = {k: dos.result[k] for k in ("mesh", "rough_mesh", "offsets_ev", "dos", "rough_dos")}
     loosened = {str(i): _converged_to(job) for i, job in enumerate(qs, start=1) if _converged_to(job) > settings.tr2_ph}
     return JobSpec("epc.collect", {
         "crystal": crystal.to_inputs(), "protocol": settings.settings(), "q_mesh": list(grid.q), "coarse": list(grid.coarse),
         "n_q": len(qs),
         "mu_stars": [float(m) for m in mu_stars], "hydrogen_dos_share": hydrogen_dos_share, "pressure_gpa": pressure_gpa,
-        "limits": limits(), "method": METHOD, "phonon_dos": list(phonon_dos),
+        "limits": limits(), "method": METHOD, "phonon_dos": list(phonon_dos), "fermi_dos": fermi_dos,
         **({"loosened": loosened} if loosened else {}),
     }, engine_version, files, Resources(1, 0, wall_time_s), label, priority=COLLECT_FIRST)
 
@@ -156,13 +170,14 @@ class _Chain:
     scf: str | None = None
     irreps: list[list[str]] = field(default_factory=list)  # per q, empty where its q job does the linear response itself
     qs: list[str | None] = field(default_factory=list)
+    dos: str | None = None
     collect: str | None = None
     failure: dict[str, Any] | None = None
     lowest_thz: float | None = None
 
     @property
     def keys(self) -> list[str]:
-        return [k for k in (self.scf, *chain.from_iterable(self.irreps), *self.qs, self.collect) if k]
+        return [k for k in (self.scf, *chain.from_iterable(self.irreps), *self.qs, self.dos, self.collect) if k]
 
 
 def run_chain(
@@ -308,8 +323,9 @@ def _advance(c: _Chain, documents: Mapping[str, Job], run: _Run) -> None:
             spec = q_spec(scf, i + 1, c.grid, run.settings, run.engine_version, run.resources, c.label,
                           [documents[k] for k in parts])
             c.qs[i] = run.ledger.submit([spec], run.campaign)[0]
-    if c.collect is None and all(k is not None and _done(k, documents) for k in c.qs):
-        spec = collect_spec(c.crystal, c.grid, run.settings, scf, [documents[k] for k in c.qs if k], run.mu_star,
+    dos = documents.get(c.dos) if c.dos else None
+    if c.collect is None and dos is not None and dos.state in _ENDED and all(k is not None and _done(k, documents) for k in c.qs):
+        spec = collect_spec(c.crystal, c.grid, run.settings, scf, dos, [documents[k] for k in c.qs if k], run.mu_star,
                             run.engine_version, k_sampling(scf, run.objects), c.hydrogen_dos_share, f"{c.label} collect",
                             c.pressure_gpa, wall_time_s=run.resources.wall_time_s)
         c.collect = run.ledger.submit([spec], run.campaign)[0]
@@ -336,9 +352,9 @@ def _gave_up(c: _Chain, documents: Mapping[str, Job], run: _Run) -> bool:
 
 
 def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
-    """Submit the q jobs, or what goes before them. A q that is in the ledger whole stays whole, unless it
-    was cancelled or was given up because it ran out of time again and again and gets no more of it now. Where one of the jobs
-    has failed for good before, the others, which were cancelled for it, are not begun again."""
+    """Submit the q jobs, or what goes before them, and N(E_F) by tetrahedra. A q that is in the ledger whole stays whole, unless
+    it was cancelled or was given up because it ran out of time again and again and gets no more of it now. Where one of the
+    jobs has failed for good before, the others, which were cancelled for it, are not begun again."""
     assert c.crystal is not None and c.grid is not None
     how = (c.grid, run.settings, run.engine_version, run.resources, c.label)
     whole = [q_spec(scf, q, *how) for q in range(1, len(scf.result["q_points"]) + 1)]
@@ -354,6 +370,9 @@ def _begin_linear_response(c: _Chain, scf: Job, run: _Run) -> None:
         del there[key]
     if {"failed", "quarantined"} & set(there.values()):
         wanted = [w for w in wanted if there.get(w.key) in ("failed", "quarantined", "done")]
+    else:
+        wanted.append(dos_spec(c.crystal, scf, run.settings, run.engine_version, run.resources, c.label))
+        c.dos = wanted[-1].key
     run.ledger.submit(wanted, run.campaign)
     keys = {w.key for w in wanted}
     c.irreps = [[spec.key for spec in parts if spec.key in keys] for parts in shared]

@@ -22,9 +22,9 @@ class EpcCollect:
 
     Inputs: crystal, protocol (settings), q_mesh, coarse, n_q, mu_stars, hydrogen_dos_share, pressure_gpa (wanted; None where
     nobody said), limits and method (of the verdict), loosened (tr2_ph of the q that did not converge to the protocol's),
-    phonon_dos (N(E_F) with the phonons' smearing, on the dense k mesh and on theirs). Files: the ground state's ``coarse.out``,
-    ``x.dyn0``, and per q ``x.dyn<q>``, ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q
-    but Γ.
+    phonon_dos (N(E_F) with the phonons' smearing, on the dense k mesh and on theirs), fermi_dos (the result of ``epc.dos``
+    without its times, or ``failed``: why there is none). Files: the ground state's ``coarse.out``, ``x.dyn0``, and per q
+    ``x.dyn<q>``, ``couplings<q>`` and ``elph<q>.tar.gz``, and where wanted ``tetrahedra<q>`` for all q but Γ.
     """
 
     kind = "epc.collect"

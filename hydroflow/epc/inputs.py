@@ -55,13 +55,13 @@ def pw_input(crystal: Crystal, values: Mapping[str, Any], *, run: str, adjustmen
     ----------
     run
         ``dense`` leaves the eigenvalues for the double delta (``la2F``), ``coarse`` what ph.x starts from; it takes its first
-        density from the dense run. ``tetrahedra``, at the coarse run's density, only leaves a description of the ground state
-        that makes ph.x integrate by tetrahedra.
+        density from the dense run. At the coarse run's density ``tetrahedra`` only leaves a description of the ground state that
+        makes ph.x integrate by tetrahedra, ``dos`` and ``dos_rough`` the eigenvalues of a denser mesh for dos.x.
     """
     kinds = species(crystal)
-    smeared, coarse = run != "tetrahedra", run == "coarse"
+    smeared, coarse = run in ("dense", "coarse"), run == "coarse"
     text = namelist("control", {
-        "calculation": "scf" if smeared else "nscf", "prefix": PREFIX, "outdir": OUTDIR if smeared else TETRAHEDRA,
+        "calculation": "scf" if smeared else "nscf", "prefix": PREFIX, "outdir": TETRAHEDRA if run == "tetrahedra" else OUTDIR,
         "pseudo_dir": "./", "disk_io": "low", "tprnfor": True if coarse else None, "tstress": True if coarse else None})
     text += namelist("system", {
         "ibrav": 0, "nat": len(crystal.numbers), "ntyp": len(kinds), "ecutwfc": float(values["ecutwfc_ry"]),
@@ -77,7 +77,13 @@ def pw_input(crystal: Crystal, values: Mapping[str, Any], *, run: str, adjustmen
     text += "ATOMIC_POSITIONS crystal\n" + "".join(
         f"{chemical_symbols[z]} {x[0]:.10f} {x[1]:.10f} {x[2]:.10f}\n"
         for z, x in zip(crystal.numbers, crystal.fractional, strict=True))
-    return text + "K_POINTS automatic\n{} {} {} 0 0 0\n".format(*values["dense" if run == "dense" else "coarse"])
+    return text + "K_POINTS automatic\n{} {} {} 0 0 0\n".format(*values["coarse" if run == "tetrahedra" else run])
+
+
+def dos_input(run: str, centre_ev: float, half_width_ev: float) -> str:
+    """dos.x: N(E) in steps of 0.01 eV around an energy, by the method of the pw.x run before it (optimised tetrahedra)."""
+    return namelist("dos", {"prefix": PREFIX, "outdir": OUTDIR, "fildos": f"{run}.dat", "DeltaE": 0.01,
+                            "Emin": round(centre_ev - half_width_ev, 2), "Emax": round(centre_ev + half_width_ev, 2)})
 
 
 def q_list_input(q_mesh: Sequence[int]) -> str:

@@ -214,7 +214,8 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
         coarser in it along every axis and no denser in the other, with the relative difference of λ and ω_log from it; None
         without one), ``converged`` (usable, with both steps, and no difference above 15 %),
         ``references`` (each with ``off``, the relative difference from every value it has, and ``agrees``, all of them within
-        15 %; without these two where the rung has no result), ``reasons`` (checks that failed).
+        15 %; the same two under ``at_fermi`` with λ and Tc at N(E_F) by tetrahedra, where that is known; without all these where
+        the rung has no result), ``reasons`` (checks that failed).
     """
     rows: list[dict[str, Any]] = []
     for n, compound in enumerate(ladder.compounds):
@@ -242,16 +243,23 @@ def table(ladder: Ladder, results: Sequence[Sequence[dict[str, Any]]]) -> list[d
 
 
 def _compared(result: dict[str, Any], known: dict[str, Any], mu_star: float) -> dict[str, Any]:
-    tc_k = result["tc_k"][mu_key(mu_star)]
-    mine = {**result, "tc_mcmillan_k": tc_k["mcmillan"], "tc_allen_dynes_k": tc_k["allen_dynes"]}
+    out = {**known, **_off(result, known, mu_star)}
+    if rescaled := result["rescaled"]:
+        out["at_fermi"] = _off({**result, **rescaled}, known, mu_star)
+    return out
+
+
+def _off(values: dict[str, Any], known: dict[str, Any], mu_star: float) -> dict[str, Any]:
+    tc_k = values["tc_k"][mu_key(mu_star)]
+    mine = {**values, "tc_mcmillan_k": tc_k["mcmillan"], "tc_allen_dynes_k": tc_k["allen_dynes"]}
     off = {k: round(mine[k] / v - 1, 4) for k, v in known.items() if k != "source"}
-    return {**known, "off": off, "agrees": all(_close(mine[k], known[k]) for k in off)}
+    return {"off": off, "agrees": all(_close(mine[k], known[k]) for k in off)}
 
 
 def _same(one: Protocol, other: Protocol) -> bool:
     """Whether two rungs differ in their meshes only: across another smearing no step in a mesh can be seen."""
     alike: dict[str, Any] = {"name": "", "description": "", "q_spacing": 0.0, "k_spacing": 0.0, "min_q_divisions": 0,
-                             "dense_factor": 0, "q_path_points": 0, "tetrahedra": False}
+                             "dense_factor": 0, "q_path_points": 0, "tetrahedra": False, "dos_spacing": 0.0}
     return replace(one, **alike) == replace(other, **alike)
 
 

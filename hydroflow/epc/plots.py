@@ -78,7 +78,7 @@ def tc_against_broadening(result: Mapping[str, Any]) -> Figure:
                  "s--", ms=3, color="#7a8ea3", label="interpolated in q")
     if rescaled := result.get("rescaled"):
         top.plot(sigma, [r["lambda_rescaled"] for r in rows], "o:", ms=3, color="#3b7d4f",
-                 label=f"sum, at N(E_F) = {rescaled['dos']:.2f} of the dense k mesh")
+                 label=f"sum, at N(E_F) = {rescaled['dos']:.2f} by tetrahedra")
     if "tetrahedra" in result:
         top.axhline(result["tetrahedra"]["lambda"], color="#c98a1b", lw=1.0, label="tetrahedra, without Γ")
     top.set_ylabel("λ")

@@ -43,6 +43,7 @@ class Protocol:
     sigma_count: int
     q_path_points: int
     tetrahedra: bool
+    dos_spacing: float
 
     def settings(self) -> dict[str, Any]:
         """What goes into a job's key: everything but the description, and tetrahedra only where they are wanted."""
@@ -156,20 +157,29 @@ def meshes(crystal: Crystal, settings: Protocol) -> Meshes:
     Axes that a symmetry operation mixes get the same divisions (ph.x refuses a q mesh that breaks the symmetry), and every
     mesh is commensurate with the one before it: q must be a difference of dense k points.
     """
-    lengths = reciprocal_lengths(crystal)
-    groups = _mixed_axes(crystal)
     # a monatomic crystal has only acoustic modes at Γ, which carry no coupling: it needs another q
     least = max(settings.min_q_divisions, 2 if len(crystal.numbers) == 1 else 1)
-
-    def divisions(spacing: float, multiple_of: tuple[int, ...]) -> tuple[int, int, int]:
-        own = [m * max(1, math.ceil(length / spacing / m - 1e-6)) for length, m in zip(lengths, multiple_of, strict=True)]
-        return tuple(max(own[j] for j in range(3) if groups[j] == groups[i]) for i in range(3))  # type: ignore[return-value]
-
-    raw = [max(least, math.ceil(length / settings.q_spacing - 1e-6)) for length in lengths]
-    q = tuple(max(raw[j] for j in range(3) if groups[j] == groups[i]) for i in range(3))
-    coarse = divisions(settings.k_spacing, q)
+    q = _divisions(crystal, settings.q_spacing, least=least)
+    coarse = _divisions(crystal, settings.k_spacing, q)
     dense = tuple(settings.dense_factor * n for n in coarse)
     return Meshes(q, coarse, dense)  # type: ignore[arg-type]
+
+
+def dos_meshes(crystal: Crystal, settings: Protocol) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The k mesh of a protocol for N(E) by tetrahedra, and one of two thirds of its divisions that shows how far N(E_F) has
+    converged."""
+    fine = _divisions(crystal, settings.dos_spacing, (3, 3, 3))
+    return fine, tuple(2 * n // 3 for n in fine)  # type: ignore[return-value]
+
+
+def _divisions(
+    crystal: Crystal, spacing: float, multiple_of: tuple[int, int, int] = (1, 1, 1), least: int = 1,
+) -> tuple[int, int, int]:
+    """Of a mesh no coarser than `spacing`, the same along axes that a symmetry operation mixes."""
+    own = [max(least, m * max(1, math.ceil(length / spacing / m - 1e-6)))
+           for length, m in zip(reciprocal_lengths(crystal), multiple_of, strict=True)]
+    groups = _mixed_axes(crystal)
+    return tuple(max(own[j] for j in range(3) if groups[j] == groups[i]) for i in range(3))  # type: ignore[return-value]
 
 
 def reciprocal_lengths(crystal: Crystal) -> np.ndarray:

@@ -35,9 +35,10 @@ def exit_code(folder: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def pools(job: JobSpec, adjustments: Mapping[str, Any]) -> str:
-    """``-nk`` for pw.x and ph.x: k points are the cheapest thing to share, as far as there surely are enough of them."""
-    k_points = int(np.prod(job.inputs["coarse"])) // 8
+def pools(job: JobSpec, adjustments: Mapping[str, Any], mesh: str = "coarse") -> str:
+    """``-nk`` for pw.x and ph.x: k points are the cheapest thing to share, as far as there surely are enough of them on the
+    smallest mesh of the job."""
+    k_points = int(np.prod(job.inputs[mesh])) // 8
     number = adjustments.get("pools") or max(
         d for d in range(1, job.resources.cores + 1) if job.resources.cores % d == 0 and d <= max(k_points, 1))
     return f" -nk {number}" if number > 1 else ""

@@ -26,9 +26,11 @@ from hydroflow.errors import DataError, EngineFailure, FailureCode, HydroflowErr
 from hydroflow.units import K_PER_RYDBERG, K_PER_THZ, THZ_PER_CM1
 
 LIMITATIONS = ("harmonic phonons", "isotropic Eliashberg theory", "double delta with Gaussian broadening")
-METHOD = 6
+METHOD = 7
 """Part of the key of a collection: raised when the same files get another verdict."""
 GRID_POINTS = 400
+STEEP = 0.2
+"""How much N(E) may vary around E_F, relative to N(E_F), before the limitations of a result say so."""
 SMEARING_THZ = 0.5
 """Standard deviation with which the modes of the q sum are drawn as a continuous α²F; λ does not depend on it."""
 
@@ -79,7 +81,7 @@ def summarise(
         row["negative_share_interpolated"] = _round(spectrum.coupling.negative / spectrum.coupling.lambda_, 5)
     lowest = _lowest_interpolated(folder)
     plateau = find_plateau([r["sigma_ry"] for r in rows], [r["lambda"] for r in rows], bounds["plateau_spread"])
-    rescaled = _rescaled(rows, modes, couplings, inputs["phonon_dos"][0], inputs["mu_stars"], bounds["plateau_spread"])
+    rescaled, remarks = _rescaled(rows, modes, couplings, inputs["fermi_dos"], inputs["mu_stars"], bounds["plateau_spread"])
     chosen = reported(rows, plateau)
     row = rows[chosen]
     checks = _checks(inputs, modes, rows, chosen, plateau, interpolation_note, bounds)
@@ -102,7 +104,7 @@ def summarise(
         "acoustic_thz": [_round(float(x), 4) for x in modes.acoustic_thz],
         "imaginary_modes": modes.imaginary(bounds["imaginary_thz"])[:20],
         "hydrogen_dos_share": inputs.get("hydrogen_dos_share"),
-        "limitations": list(LIMITATIONS),
+        "limitations": [*LIMITATIONS, *remarks],
         "mu_star_convention": "at the highest phonon frequency (scaled to the Matsubara cutoff)",
     }
     spectra = {**_spectra(modes, couplings, interpolated), "path": _path(inputs, folder, modes)}
@@ -189,26 +191,33 @@ def _told(plateau: Plateau | None, rows: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _rescaled(
-    rows: list[dict[str, Any]], modes: ModeCouplings, couplings: Sequence[Coupling | None], dense_dos: float,
+    rows: list[dict[str, Any]], modes: ModeCouplings, couplings: Sequence[Coupling | None], fermi_dos: Mapping[str, Any],
     mu_stars: list[float], limit: float,
-) -> dict[str, Any] | None:
-    """λ brought to the N(E_F) of the dense k mesh, `dense_dos`, by the factor N/N(σ) at each broadening (Bozier et al.,
-    arXiv:2508.18371), written into the rows as ``lambda_rescaled``; the plateau of that and λ and Tc in its middle. None where
-    the dense mesh has no positive N(E_F).
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """λ brought to N(E_F) by tetrahedra on a dense k mesh, `fermi_dos` (:class:`~hydroflow.epc.density_of_states.EpcDos`), by the
+    factor N/N(σ) at each broadening (as Bozier et al., arXiv:2508.18371), written into the rows as ``lambda_rescaled``; the
+    plateau of that and λ and Tc in its middle, None where there is no such N(E_F). With what is to be said about it.
 
     The double delta counts pairs of states at E_F and is divided by N(σ) once: one N(σ) too many or too few stays in λ. Taking
     it out leaves what a coarse k mesh or a wide broadening has wrong in the matrix elements and the nesting alone.
     """
-    if dense_dos <= 0:
-        return None
-    scaled = _rows(modes, [None if c is None else replace(c, weights=c.weights * dense_dos / dos)
-                           for c, dos in zip(couplings, modes.dos, strict=True)], mu_stars)
+    if "failed" in fermi_dos:
+        return None, [f"no λ at N(E_F) by tetrahedra: {fermi_dos['failed']}"]
+    near, (dos, rough) = fermi_dos["dos"], (fermi_dos[key][len(fermi_dos["offsets_ev"]) // 2] for key in ("dos", "rough_dos"))
+    if dos <= 0:
+        return None, [f"no λ at N(E_F) by tetrahedra: it is {dos:.3g}"]
+    scaled = _rows(modes, [None if c is None else replace(c, weights=c.weights * dos / own)
+                           for c, own in zip(couplings, modes.dos, strict=True)], mu_stars)
     for row, other in zip(rows, scaled, strict=True):
         row["lambda_rescaled"] = other["lambda"]
     plateau = find_plateau([r["sigma_ry"] for r in scaled], [r["lambda"] for r in scaled], limit)
     row = scaled[reported(scaled, plateau)]
-    return {"dos": _round(dense_dos, 5), **{key: row[key] for key in ("lambda", "sigma_ry", "tc_k")},
-            "plateau": _told(plateau, scaled)}
+    remarks = [] if max(near) - min(near) <= STEEP * dos else [
+        f"N(E) goes from {min(near):.2f} to {max(near):.2f} states/spin/Ry within {max(fermi_dos['offsets_ev']):g} eV of E_F, "
+        f"where it is {dos:.2f} (tetrahedra): λ depends on the width over which it is taken"]
+    return {"dos": dos, "rough_dos": rough, "mesh": fermi_dos["mesh"], "rough_mesh": fermi_dos["rough_mesh"],
+            "offsets_ev": fermi_dos["offsets_ev"], "dos_near": near, "plateau": _told(plateau, scaled),
+            **{key: row[key] for key in ("lambda", "sigma_ry", "tc_k")}}, remarks
 
 
 def _interpolated(folder: Path, n: int, note: str) -> tuple[list[Spectrum | None], str]:

@@ -34,10 +34,10 @@ def check_names(campaign: Campaign) -> None:
 
 
 PROGRAMS = {
-    "qe": {"dft.label": ["pw.x"], "dft.dos": ["projwfc.x"], "epc.irreps": ["ph.x"], "epc.q": ["ph.x"],
+    "qe": {"dft.label": ["pw.x"], "dft.dos": ["projwfc.x"], "epc.irreps": ["ph.x"], "epc.q": ["ph.x"], "epc.dos": ["dos.x"],
            "epc.collect": ["q2r.x", "matdyn.x"]},
     "vasp": {"vasp.label": ["vasp_std"], "dft.dos": ["pw.x", "projwfc.x"], "epc.irreps": ["ph.x"], "epc.q": ["ph.x"],
-             "epc.collect": ["q2r.x", "matdyn.x"]},
+             "epc.dos": ["dos.x"], "epc.collect": ["q2r.x", "matdyn.x"]},
 }
 """Label engine → kind of job → the programs that a campaign comes to need for it, the last of them hours after its start."""
 

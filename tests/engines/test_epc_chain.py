@@ -39,7 +39,7 @@ from tests.fixtures_store import ROOT
 
 pytestmark = pytest.mark.engine
 
-EXECUTABLES = {name: name for name in ("pw.x", "ph.x", "q2r.x", "matdyn.x")}
+EXECUTABLES = {name: name for name in ("pw.x", "ph.x", "q2r.x", "matdyn.x", "dos.x")}
 ENGINE = "quantum-espresso 6.7"
 CUTOFFS = {"ecutwfc_ry": 30.0, "ecutrho_ry": 120.0}
 
@@ -63,14 +63,14 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     agent()
     ledger = Ledger(store)
     settings = replace(protocol("plumbing"), q_spacing=1.5, k_spacing=1.5, sigma_first_ry=0.01, sigma_count=10,
-                       degauss_ry=0.03, q_path_points=60)
+                       degauss_ry=0.03, q_path_points=60, dos_spacing=0.35)
     batch = structures(H3S=h3s(), LiH=bulk("LiH", "rocksalt", a=4.08))
     given = (ledger, store, batch, pseudos(store.objects, "H", "S", "Li"), [CUTOFFS] * 2, ENGINE, settings, [0.1, 0.15], "chains")
     told: list[dict[str, int]] = []
     h3s_result, insulator = run_chain(*given, on_progress=told.append)
 
     assert h3s_result["status"] == "done", h3s_result["failure"]
-    assert h3s_result["n_q"] == 3 and len(h3s_result["jobs"]) == 5
+    assert h3s_result["n_q"] == 3 and len(h3s_result["jobs"]) == 6
     assert len(h3s_result["broadenings"]) == 10
     assert all(0 < r["lambda"] < 20 and r["lambda_interpolated"] > 0 for r in h3s_result["broadenings"][2:])
     # k of 2³ makes H3S unstable, and the verdict says so
@@ -79,6 +79,10 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     assert not h3s_result["usable"]
     assert h3s_result["core_hours"] > 0 and h3s_result["work"] > 0
     assert 100 < h3s_result["pressure_gpa"] < 300
+    # N(E_F) by tetrahedra on a mesh of its own: nearer to that of k 48³, 4.28, than any mesh of this chain
+    rescaled = h3s_result["rescaled"]
+    assert rescaled["mesh"] == [9, 9, 9] and rescaled["rough_mesh"] == [6, 6, 6] and rescaled["lambda"] > 0
+    assert 2.0 < rescaled["dos"] < 5.0 and len(rescaled["dos_near"]) == 5
     # by symmetry no force acts; the interpolation finds the instability too, at or between the points of the mesh
     checks = {c["name"]: c for c in h3s_result["checks"]}
     assert checks["relaxed"]["passed"] and checks["relaxed"]["value"] < 1e-3
@@ -94,8 +98,8 @@ def test_chains_run_to_a_verdict_and_are_never_repeated(store, agent, tmp_path):
     assert told[-1]["done"] == 1 and told[-1]["failed"] == 1
 
     # in a batch, a chain that is done is collected before others go on, and those under way go on before others begin
-    urgency = {kind: [j.priority for j in Job.objects(kind=f"epc.{kind}")] for kind in ("collect", "q", "scf")}
-    assert min(urgency["collect"]) > max(urgency["q"]) and min(urgency["q"]) > max(urgency["scf"])
+    urgency = {kind: [j.priority for j in Job.objects(kind=f"epc.{kind}")] for kind in ("collect", "q", "dos", "scf")}
+    assert min(urgency["collect"]) > max(urgency["q"]) and min(urgency["q"]) > max(urgency["dos"]) > max(urgency["scf"])
 
     attempts = {j.key: (j.attempt, j.finished) for j in Job.objects}
     assert run_chain(*given)[0] == h3s_result
@@ -148,10 +152,10 @@ def test_a_large_cell_shares_out_its_linear_response_unless_it_is_there_whole(st
         run_chain(*given, modes_per_job=1, on_progress=lambda _: next(iter(())))
     assert not Job.objects(kind="epc.irreps")
 
-    Job.objects(kind__in=["epc.q", "epc.collect"]).delete()
+    Job.objects(kind__in=["epc.q", "epc.dos", "epc.collect"]).delete()
     shared = run_chain(*given, modes_per_job=1)[0]
     # Γ has one representation of three modes, L and X have two each
-    assert sorted(j.kind for j in Job.objects) == ["epc.collect", *["epc.irreps"] * 4, *["epc.q"] * 3, "epc.scf"]
+    assert sorted(j.kind for j in Job.objects) == ["epc.collect", "epc.dos", *["epc.irreps"] * 4, *["epc.q"] * 3, "epc.scf"]
     assert shared["lambda"] == pytest.approx(whole["lambda"], rel=1e-3) and shared["q_done"] == shared["n_q"] == 3
     attempts = {j.key: (j.attempt, j.finished) for j in Job.objects}
     assert run_chain(*given, modes_per_job=1)[0] == shared
@@ -169,7 +173,7 @@ def test_a_q_out_of_wall_time_is_run_again_only_with_more_of_it(store, agent):
     assert run_chain(*given, wall_time_s=3600)[0]["failure"]["code"] == "walltime"
     again = run_chain(*given, wall_time_s=7200)[0]
     assert again["status"] == "done" and again["lambda"] == pytest.approx(whole["lambda"], rel=1e-6)
-    assert {j.key: j.attempt for j in Job.objects(kind="epc.q")} == {key: 1 + (key == q) for key in whole["jobs"][1:-1]}
+    assert {j.key: j.attempt for j in Job.objects(kind="epc.q")} == {key: 1 + (key == q) for key in whole["jobs"][1:-2]}
 
 
 _FLOW = """
@@ -200,7 +204,7 @@ def test_the_flow_and_the_collection_killed_repeat_nothing_that_had_finished(sto
     def flow() -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", _FLOW], env=environment, stdout=subprocess.PIPE, text=True)
 
-    for step in range(5):  # after nothing, the scf, each of the three q
+    for step in range(6):  # after nothing, the scf, each of the three q, N(E_F)
         process = flow()
         until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until and (done() < step or not Job.objects.count()):
@@ -211,11 +215,11 @@ def test_the_flow_and_the_collection_killed_repeat_nothing_that_had_finished(sto
     out, _ = process.communicate(timeout=240)
     assert out.startswith("done")
     kinds = sorted(j.kind for j in Job.objects)
-    assert kinds == ["epc.collect", "epc.q", "epc.q", "epc.q", "epc.scf"]
+    assert kinds == ["epc.collect", "epc.dos", "epc.q", "epc.q", "epc.q", "epc.scf"]
     assert all(j.state == "done" for j in Job.objects)
     watcher.join()
     # the collection was killed in its interpolation and done again; no q was
-    assert {j.kind: j.attempt for j in Job.objects} == {"epc.scf": 1, "epc.q": 1, "epc.collect": 2}
+    assert {j.kind: j.attempt for j in Job.objects} == {"epc.scf": 1, "epc.q": 1, "epc.dos": 1, "epc.collect": 2}
     collected = Job.objects(kind="epc.collect").first().result
     assert all("lambda_interpolated" in row for row in collected["broadenings"] if row["lambda"] > 0)
 

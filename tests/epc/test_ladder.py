@@ -71,8 +71,8 @@ _meshes = count(1)
 def result(lam: float, omega: float, usable: bool = True, mesh: int | None = None, k: int | None = None) -> dict:
     q = mesh or next(_meshes)
     return {"status": "done", "core_hours": 1.0, "q_mesh": [q] * 3, "k_mesh": [k or q] * 3, "k_mesh_dense": [2 * (k or q)] * 3,
-            "lambda": lam,
-            "omega_log_k": omega, "usable": usable, "tc_k": {"0.10": {"mcmillan": 140.0, "allen_dynes": 150.0}},
+            "lambda": lam, "omega_log_k": omega, "rescaled": None, "usable": usable,
+            "tc_k": {"0.10": {"mcmillan": 140.0, "allen_dynes": 150.0}},
             "checks": [{"name": "plateau", "passed": usable, "text": "λ varies by 40 %"}],
             "broadenings": [{"sigma_ry": 0.01, "lambda": lam, "omega_log_k": omega}]}
 
@@ -114,7 +114,7 @@ def test_convergence_needs_a_step_in_each_mesh(capsys):
     """A step that makes q coarser and k denser tells nothing of q, however small it is."""
     ladder = replace(first_five(), compounds=first_five().compounds[:1])
     climb = [(3, 9, 1.0), (5, 10, 1.60), (4, 16, 1.71), (4, 20, 1.70), (5, 20, 1.75)]
-    rows = table(ladder, [[{**result(lam, 1400, usable=k > 9, mesh=q, k=k), "rescaled": None}] for q, k, lam in climb])
+    rows = table(ladder, [[result(lam, 1400, usable=k > 9, mesh=q, k=k)] for q, k, lam in climb])
     assert [r["converged"] for r in rows] == [False, False, False, False, True]
     assert rows[2]["steps"] == {"q_mesh": None, "k_mesh": None}, "k 10³ is coarser in k but q 5³ is denser"
     assert rows[3]["steps"]["q_mesh"] is None and rows[3]["steps"]["k_mesh"] == {
@@ -239,13 +239,17 @@ def test_a_file_in_another_encoding_is_one_clear_line(tmp_path):
 def test_a_compound_that_could_not_be_relaxed_stands_in_the_table_beside_the_others(capsys):
     ladder = first_five()
     failed = not_relaxed({"code": "scf_not_converged", "message": "no self-consistency"}, 0.25)
-    rescaled = {"dos": 4.5, "lambda": 2.2, "sigma_ry": 0.02, "tc_k": {"0.10": {"allen_dynes": 222.0}},
-                "plateau": {"first": 0.01, "last": 0.05, "spread": 0.034}}
+    rescaled = {"dos": 4.5, "rough_dos": 4.4, "mesh": [45] * 3, "rough_mesh": [30] * 3, "lambda": 2.2, "sigma_ry": 0.02,
+                "tc_k": {"0.10": {"mcmillan": 200.0, "allen_dynes": 222.0}}, "offsets_ev": [-0.1, 0, 0.1],
+                "dos_near": [4.6, 4.5, 3.2], "plateau": {"first": 0.01, "last": 0.05, "spread": 0.034}}
     rows = table(ladder, [[failed, *[{**result(2.0, 1200), "rescaled": rescaled}] * 5] for _ in ladder.rungs])
     assert [r["status"] for r in rows].count("failed") == len(ladder.rungs)
     _print_ladder([rows[0], rows[2 * len(ladder.rungs)]])
     out = capsys.readouterr().out
     assert "failed: not relaxed: no self-consistency" in out and "0.25" in out
-    assert "λ at N(E_F) = 4.50 of the dense k mesh: 2.20 (0.02), Tc AD 222 K, varies by 3% from 0.01 to 0.05" in out
-    # YH6, with its Tc beside λ and ω_log
-    assert "within 15 % of λ 2.02 (-1%), ω_log 1190 K (+1%), Tc Allen–Dynes 208 K (-28%)" in out
+    assert ("λ at N(E_F) by tetrahedra, 4.50 on 45×45×45, 4.40 on 30×30×30: 2.20 (0.02), Tc AD 222 K, "
+            "varies by 3% from 0.01 to 0.05") in out
+    assert "4.60 (-0.1), 4.50 (+0), 3.20 (+0.1)" in out
+    # YH6, with its Tc beside λ and ω_log, as they are and with N(E_F) by tetrahedra
+    assert "not within 15 % of λ 2.02 (-1%), ω_log 1190 K (+1%), Tc Allen–Dynes 208 K (-28%)" in out
+    assert "at N(E_F) by tetrahedra within 15 %: λ +9%, ω_log +1%, Tc Allen–Dynes +7%" in out

@@ -9,7 +9,7 @@ import pytest
 from ase.build import bulk
 from ase.spacegroup import crystal as build
 
-from hydroflow.epc.protocols import Crystal, limits, meshes, names, primitive, protocol
+from hydroflow.epc.protocols import Crystal, dos_meshes, limits, meshes, names, primitive, protocol, reciprocal_lengths
 from hydroflow.errors import DataError, SettingsError
 
 
@@ -65,6 +65,16 @@ def test_meshes_are_commensurate_and_keep_the_symmetry(name, atoms):
         for p in points:
             image = np.array(p) / n @ rotation * n
             assert np.allclose(image, np.round(image), atol=1e-6)
+
+
+def test_the_mesh_of_the_density_of_states_has_a_rougher_one_beside_it():
+    fine, rough = dos_meshes(of(h3s()), protocol("screening"))
+    assert fine == (30, 30, 30) and rough == (20, 20, 20)
+    # no coarser than asked for along any axis, the same along those that symmetry mixes
+    layered = of(build(["La", "H"], [(0, 0, 0), (1 / 3, 2 / 3, 0.5)], spacegroup=191, cellpar=[3.2, 3.2, 9.1, 90, 90, 120]))
+    fine, rough = dos_meshes(layered, protocol("screening"))
+    assert fine[0] == fine[1] > 2 * fine[2] and [3 * n for n in rough] == [2 * n for n in fine]
+    assert all(length / n <= 0.1 for length, n in zip(reciprocal_lengths(layered), fine, strict=True))
 
 
 def test_larger_cells_get_fewer_points():

@@ -53,7 +53,13 @@ def inputs(name: str = "screening", **changes: Any) -> dict[str, Any]:
                "fractional": [[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]}
     return {"protocol": protocol(name).settings(), "crystal": crystal, "coarse": [8, 8, 8], "n_q": 3,
             "q_mesh": [2, 2, 2], "mu_stars": [0.1, 0.15],
-            "hydrogen_dos_share": None, "phonon_dos": [3.47, 3.42], **changes}
+            "hydrogen_dos_share": None, "phonon_dos": [3.47, 3.42], "fermi_dos": tetrahedra(4.28), **changes}
+
+
+def tetrahedra(dos: float, near: list[float] | None = None) -> dict[str, Any]:
+    """N(E_F) of ``epc.dos``; `near` is N(E) around it."""
+    return {"mesh": [45] * 3, "rough_mesh": [30] * 3, "offsets_ev": [-0.1, -0.05, 0, 0.05, 0.1], "dos": near or [dos] * 5,
+            "rough_dos": [4.1] * 5}
 
 
 def failed(result: dict[str, Any]) -> set[str]:
@@ -218,29 +224,42 @@ def test_one_noisy_broadening_leaves_the_other_interpolated_spectra(folder):
     assert not spectra["interpolated"][0]["a2f"] and spectra["interpolated"][1]["a2f"]
 
 
-def test_the_coupling_is_told_at_the_dense_meshs_own_dos_too(folder):
-    plain, _ = summarise(inputs(phonon_dos=[3.47, 3.42]), folder)
+def test_the_coupling_is_told_at_the_dos_of_tetrahedra_too(folder):
+    plain, _ = summarise(inputs(), folder)
     rescaled = plain["rescaled"]
     for row in plain["broadenings"]:
-        assert row["lambda_rescaled"] / 3.47 == pytest.approx(row["lambda"] / row["dos"], abs=1e-4)
+        assert row["lambda_rescaled"] / 4.28 == pytest.approx(row["lambda"] / row["dos"], abs=1e-4)
     row = next(r for r in plain["broadenings"] if r["sigma_ry"] == rescaled["sigma_ry"])
-    assert rescaled["lambda"] == row["lambda_rescaled"] and rescaled["dos"] == 3.47
-    # where the dense mesh has N(σ) itself nothing changes, and more states couple more
-    same = summarise(inputs(phonon_dos=[row["dos"], 3.42]), folder)[0]["rescaled"]
+    assert rescaled["lambda"] == row["lambda_rescaled"] and (rescaled["dos"], rescaled["rough_dos"]) == (4.28, 4.1)
+    # where it is N(σ) itself nothing changes, and more states couple more
+    same = summarise(inputs(fermi_dos=tetrahedra(row["dos"])), folder)[0]["rescaled"]
     assert same["lambda"] == pytest.approx(row["lambda"], abs=1e-5) and same["sigma_ry"] == row["sigma_ry"]
     assert same["tc_k"]["0.10"] == pytest.approx(row["tc_k"]["0.10"], abs=0.05)
-    more = summarise(inputs(phonon_dos=[1.1 * row["dos"], 3.42]), folder)[0]["rescaled"]
+    more = summarise(inputs(fermi_dos=tetrahedra(1.1 * row["dos"])), folder)[0]["rescaled"]
     assert more["lambda"] == pytest.approx(1.1 * row["lambda"], abs=1e-4)
     assert more["tc_k"]["0.10"]["allen_dynes"] > same["tc_k"]["0.10"]["allen_dynes"]
     # a second opinion: value and checks are those of λ(σ)
-    other = summarise(inputs(phonon_dos=[6.94, 6.84]), folder)[0]
+    other = summarise(inputs(fermi_dos=tetrahedra(8.0)), folder)[0]
     assert [other[k] for k in ("lambda", "tc_k", "plateau", "usable")] == [
         plain[k] for k in ("lambda", "tc_k", "plateau", "usable")]
 
 
-def test_without_states_at_the_fermi_level_of_the_dense_mesh_nothing_is_rescaled(folder):
-    result, _ = summarise(inputs(phonon_dos=[-0.1, 0.2]), folder)
+def test_a_density_of_states_that_is_steep_at_the_fermi_level_is_a_limitation(folder):
+    """As in H3S; Al has none."""
+    flat, steep = (summarise(inputs(fermi_dos=tetrahedra(4.28, near)), folder)[0]["limitations"] for near in (
+        [4.30, 4.29, 4.28, 4.2, 4.1], [4.35, 4.35, 4.28, 3.19, 3.00]))
+    assert "N(E) goes from 3.00 to 4.35 states/spin/Ry within 0.1 eV of E_F, where it is 4.28" in " ".join(steep)
+    assert len(steep) == len(flat) + 1
+
+
+@pytest.mark.parametrize(("found", "words"), [({"failed": "dos.out: out of memory"}, "dos.out: out of memory"),
+                                              ({"dos": [0.0] * 5}, "it is 0")])
+def test_without_a_dos_by_tetrahedra_nothing_is_rescaled_and_the_rest_stands(folder, found, words):
+    plain = summarise(inputs(), folder)[0]
+    result, _ = summarise(inputs(fermi_dos=found if "failed" in found else {**tetrahedra(4.28), **found}), folder)
     assert result["rescaled"] is None and "lambda_rescaled" not in result["broadenings"][0]
+    assert [text for text in result["limitations"] if "no λ at N(E_F) by tetrahedra" in text and words in text]
+    assert result["lambda"] == plain["lambda"] and result["checks"] == plain["checks"]
 
 
 def test_a_q_that_converged_only_to_less_than_the_protocol_is_not_usable(folder):

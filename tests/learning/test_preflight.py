@@ -44,7 +44,7 @@ def test_pseudopotentials_that_are_not_here_are_named(text: str, message: str) -
 
 def test_programs_that_come_last_are_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDROFLOW_QE_VERSION", "6.7")
-    for name in ("pw.x", "ph.x", "projwfc.x", "q2r.x"):
+    for name in ("pw.x", "ph.x", "projwfc.x", "dos.x", "q2r.x"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
