@@ -122,8 +122,7 @@ def dos_spec(
     """N(E_F) by tetrahedra of a finished ``epc.scf`` job; after the q of its crystal, before other ground states."""
     fine, rough = dos_meshes(crystal, settings)
     return JobSpec("epc.dos", {
-        **{key: scf.inputs[key] for key in ("crystal", "ecutwfc_ry", "ecutrho_ry", "conv_thr_ry")},
-        "dos": list(fine), "dos_rough": list(rough), "centre_ev": round(scf.result["fermi_ev"], 1),
+        **{key: scf.inputs[key] for key in ("crystal", "ecutwfc_ry", "ecutrho_ry")}, "dos": list(fine), "dos_rough": list(rough),
     }, engine_version, {**scf.files, SAVE: scf.outputs[SAVE]}, resources, f"{label} dos".strip(), priority=Q_FIRST)
 
 

@@ -24,19 +24,30 @@ from hydroflow.units import RYDBERG_EV
 
 OFFSETS_EV = (-0.10, -0.05, 0.0, 0.05, 0.10)
 """Where N(E) is told, from E_F: three k_B Tc of a hydride are some 0.05 eV."""
-HALF_WIDTH_EV = 1.5
-"""Of the interval that dos.x is asked for. Its centre is the Fermi level of the dense run, smeared and on another mesh."""
 ELECTRONS_OFF = 0.005
 """Relative difference of the states below E_F from the electrons that is taken for a sign of other eigenvalues."""
 _RUNS = ("dos_rough", "dos")
 
 
+def _steps(run: str) -> str:
+    """Eigenvalues on one mesh and N(E) at :data:`OFFSETS_EV` from their Fermi level. dos.x goes through all tetrahedra for each
+    energy: an interval wide enough for a level not known beforehand took as long as the eigenvalues."""
+    return f"""$PW -in {run}.in > {run}.out 2>&1
+level=$(sed -n 's/.*the Fermi energy is *\\([-0-9.]*\\) ev.*/\\1/p' {run}.out | tail -n 1)
+[ -n "$level" ]
+set -- $(awk -v e="$level" 'BEGIN {{ printf "%.4f %.4f", e - 0.10, e + 0.12 }}')
+sed -i "s/EMIN/$1/; s/EMAX/$2/" {run}_table.in
+$DOS -in {run}_table.in > {run}_table.out 2>&1
+rm -f out/{PREFIX}.save/wfc*
+"""
+
+
 class EpcDos:
     """N(E_F) by optimised tetrahedra (kind ``epc.dos``).
 
-    Inputs: crystal, ecutwfc_ry, ecutrho_ry, conv_thr_ry, dos and dos_rough (k meshes), centre_ev (Fermi level of the dense run).
-    Files: one UPF per element and the saved ground state. Result: ``mesh``, ``rough_mesh``, ``fermi_ev``, ``offsets_ev`` and,
-    of both meshes, N(E) at those energies from their own E_F, ``dos`` and ``rough_dos``, in states/spin/Ry/cell.
+    Inputs: crystal, ecutwfc_ry, ecutrho_ry, dos and dos_rough (k meshes). Files: one UPF per element and the saved ground state.
+    Result: ``mesh``, ``rough_mesh``, ``fermi_ev``, ``offsets_ev`` and, of both meshes, N(E) at those energies from their own
+    E_F, ``dos`` and ``rough_dos``, in states/spin/Ry/cell.
     """
 
     kind = "epc.dos"
@@ -44,13 +55,11 @@ class EpcDos:
 
     def prepare(self, job: JobSpec, adjustments: Mapping[str, Any], folder: Path) -> None:
         crystal = Crystal.from_inputs(job.inputs["crystal"])
-        steps = ""
         for run in _RUNS:
             (folder / f"{run}.in").write_text(pw_input(crystal, job.inputs, run=run, adjustments=adjustments))
-            (folder / f"{run}_table.in").write_text(dos_input(run, job.inputs["centre_ev"], HALF_WIDTH_EV))
-            steps += f"$PW -in {run}.in > {run}.out 2>&1\n$DOS -in {run}_table.in > {run}_table.out 2>&1\n"
-            steps += f"rm -f out/{PREFIX}.save/wfc*\n"
-        (folder / "run.sh").write_text(head(job) + f"rm -rf out\ntar -xzf {SAVE}\n{steps}rm -rf out\n")
+            (folder / f"{run}_table.in").write_text(dos_input(run))
+        (folder / "run.sh").write_text(
+            head(job) + f"rm -rf out\ntar -xzf {SAVE}\n" + "".join(map(_steps, _RUNS)) + "rm -rf out\n")
 
     def command(self, job: JobSpec, adjustments: Mapping[str, Any], executables: Mapping[str, str]) -> str:
         own = pools(job, adjustments, "dos_rough")
@@ -86,30 +95,28 @@ class EpcDos:
 
 
 def states_near_fermi(table: Path, electrons: float) -> tuple[float, list[float]]:
-    """E_F in eV and N(E) at :data:`OFFSETS_EV` from it, in states/spin/Ry/cell, from a table of dos.x.
+    """E_F in eV and N(E) at :data:`OFFSETS_EV` from it, in states/spin/Ry/cell, from a table of dos.x at these energies.
 
     The file: a header that ends with ``EFermi = <E> eV``; energy (eV), N(E) of both spins (states/eV), states below it.
 
     Raises
     ------
     EngineFailure
-        ``missing_output`` without a table, ``corrupted_output`` when it cannot be read, ``unphysical_result`` when its states
-        below E_F are not the `electrons`, or E_F is not well inside.
+        ``missing_output`` without a table, ``corrupted_output`` when it cannot be read or is not at these energies,
+        ``unphysical_result`` when its states below E_F are not the `electrons`.
     """
     try:
         header, *lines = table.read_text().splitlines()
         fermi = float(re.findall(r"EFermi\s*=\s*([-\d.]+)", header)[-1])
         energies, both_spins, below = np.array([line.split() for line in lines], float).T
+        if not np.allclose(energies, fermi + np.array(OFFSETS_EV), atol=0.0021, rtol=0):
+            raise ValueError("other energies than asked for")
     except FileNotFoundError:
         raise EngineFailure(FailureCode.missing_output, f"dos.x left no {table.name}") from None
     except (ValueError, IndexError) as error:
-        raise EngineFailure(FailureCode.corrupted_output, f"{table.name} is no table of dos.x: {error}") from error
-    wanted = fermi + np.array(OFFSETS_EV)
-    if not energies[0] <= wanted[0] <= wanted[-1] <= energies[-1]:
-        raise EngineFailure(FailureCode.unphysical_result, f"by tetrahedra E_F is {fermi:g} eV, not well inside the "
-                            f"interval around that of the smeared run, {energies[0]:g} to {energies[-1]:g} eV")
-    states = float(np.interp(fermi, energies, below))
+        raise EngineFailure(FailureCode.corrupted_output, f"{table.name} is not the table asked of dos.x: {error}") from error
+    states = float(below[len(OFFSETS_EV) // 2])
     if abs(states - electrons) > ELECTRONS_OFF * electrons:
         raise EngineFailure(FailureCode.unphysical_result, f"{table.name} has {states:.3f} states below E_F for {electrons:g} "
                             "electrons: not the eigenvalues of this run")
-    return fermi, [round(float(x), 5) for x in np.interp(wanted, energies, both_spins) / 2 * RYDBERG_EV]
+    return fermi, [round(float(x), 5) for x in both_spins / 2 * RYDBERG_EV]
