@@ -80,7 +80,7 @@ class EpcDos:
         return Collected({
             "mesh": list(job.inputs["dos"]), "rough_mesh": list(job.inputs["dos_rough"]), "fermi_ev": fermi,
             "offsets_ev": list(OFFSETS_EV), "dos": dos, "rough_dos": found["dos_rough"][1],
-            **times([failures.timings(folder / f"{run}.out") for run in _RUNS]),
+            **times([failures.timings(folder / f"{run}{end}") for run in _RUNS for end in (".out", "_table.out")]),
         }, {"dos.dat": folder / "dos.dat"})
 
     def recover(self, job: JobSpec, failure: EngineFailure, attempt: int) -> Recovery | None:

@@ -107,7 +107,7 @@ def timings(path: Path) -> dict[str, float]:
     """CPU and wall seconds that QE prints for a run, the last of them; empty when there are none."""
     if not path.exists():
         return {}
-    found = re.findall(r"(?:PWSCF|PHONON)\s*:\s*(.*?)CPU\s*(.*?)WALL", path.read_text(errors="replace"))
+    found = re.findall(r"(?:PWSCF|PHONON|DOS)\s*:\s*(.*?)CPU\s*(.*?)WALL", path.read_text(errors="replace"))
     if not found:
         return {}
     return {"cpu_s": round(_seconds(found[-1][0]), 2), "wall_s": round(_seconds(found[-1][1]), 2)}
