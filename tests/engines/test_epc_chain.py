@@ -176,6 +176,21 @@ def test_a_q_out_of_wall_time_is_run_again_only_with_more_of_it(store, agent):
     assert {j.key: j.attempt for j in Job.objects(kind="epc.q")} == {key: 1 + (key == q) for key in whole["jobs"][1:-2]}
 
 
+def test_a_chain_goes_on_without_its_dos_by_tetrahedra(store, agent):
+    agent()
+    given = (Ledger(store), store, structures(Al=bulk("Al")), pseudos(store.objects, "Al"), [CUTOFFS], ENGINE,
+             replace(protocol("plumbing"), k_spacing=2.0), [0.1], "one")
+    whole = run_chain(*given)[0]
+    assert whole["rescaled"]["lambda"] > 0
+    lost = {"code": "out_of_memory", "message": "no memory"}
+    Job.objects(kind="epc.dos").update_one(set__state="quarantined", set__failure=lost)
+    Job.objects(kind="epc.collect").delete()
+    without = run_chain(*given)[0]
+    assert without["status"] == "done" and without["rescaled"] is None
+    assert "no λ at N(E_F) by tetrahedra: no memory" in without["limitations"]
+    assert without["lambda"] == whole["lambda"] and without["checks"] == whole["checks"]
+
+
 _FLOW = """
 import sys
 from dataclasses import replace
