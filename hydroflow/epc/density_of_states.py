@@ -22,7 +22,8 @@ from hydroflow.epc.scripts import DAMAGED, SAVE, exit_code, head, killed, pools,
 from hydroflow.errors import EngineFailure, FailureCode
 from hydroflow.units import RYDBERG_EV
 
-OFFSETS_EV = (-0.10, -0.05, 0.0, 0.05, 0.10)
+STEP_EV = 0.05
+OFFSETS_EV = tuple(round(STEP_EV * i, 9) for i in range(-2, 3))
 """Where N(E) is told, from E_F: three k_B Tc of a hydride are some 0.05 eV."""
 ELECTRONS_OFF = 0.005
 """Relative difference of the states below E_F from the electrons that is taken for a sign of other eigenvalues."""
@@ -35,7 +36,7 @@ def _steps(run: str) -> str:
     return f"""$PW -in {run}.in > {run}.out 2>&1
 level=$(sed -n 's/.*the Fermi energy is *\\([-0-9.]*\\) ev.*/\\1/p' {run}.out | tail -n 1)
 [ -n "$level" ]
-set -- $(awk -v e="$level" 'BEGIN {{ printf "%.4f %.4f", e - 0.10, e + 0.12 }}')
+set -- $(awk -v e="$level" 'BEGIN {{ printf "%.4f %.4f", e + {OFFSETS_EV[0]}, e + {OFFSETS_EV[-1] + 0.4 * STEP_EV:g} }}')
 sed -i "s/EMIN/$1/; s/EMAX/$2/" {run}_table.in
 $DOS -in {run}_table.in > {run}_table.out 2>&1
 rm -f out/{PREFIX}.save/wfc*
@@ -57,7 +58,7 @@ class EpcDos:
         crystal = Crystal.from_inputs(job.inputs["crystal"])
         for run in _RUNS:
             (folder / f"{run}.in").write_text(pw_input(crystal, job.inputs, run=run, adjustments=adjustments))
-            (folder / f"{run}_table.in").write_text(dos_input(run))
+            (folder / f"{run}_table.in").write_text(dos_input(run, "EMIN", "EMAX", STEP_EV))
         (folder / "run.sh").write_text(
             head(job) + f"rm -rf out\ntar -xzf {SAVE}\n" + "".join(map(_steps, _RUNS)) + "rm -rf out\n")
 

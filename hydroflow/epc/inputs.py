@@ -82,11 +82,11 @@ def pw_input(crystal: Crystal, values: Mapping[str, Any], *, run: str, adjustmen
     return text + "K_POINTS automatic\n{} {} {} 0 0 0\n".format(*values["coarse" if run == "tetrahedra" else run])
 
 
-def dos_input(run: str) -> str:
-    """dos.x after pw.x's `run`: N(E) from ``EMIN`` to ``EMAX`` (eV) in steps of 0.05 eV, by optimised tetrahedra as that run;
-    the job puts numbers in their place when it knows E_F."""
-    return (f"&dos\n prefix = '{PREFIX}'\n outdir = '{OUTDIR}'\n fildos = '{run}.dat'\n Emin = EMIN\n Emax = EMAX\n"
-            " DeltaE = 0.05\n/\n")
+def dos_input(run: str, first_ev: str, last_ev: str, step_ev: float) -> str:
+    """dos.x after pw.x's `run`: N(E) from the first to the last energy, by optimised tetrahedra as that run. Both are texts: E_F,
+    from which they are counted, is known only when the job has run, and it puts numbers in their place."""
+    return (f"&dos\n prefix = '{PREFIX}'\n outdir = '{OUTDIR}'\n fildos = '{run}.dat'\n Emin = {first_ev}\n Emax = {last_ev}\n"
+            f" DeltaE = {step_ev}\n/\n")
 
 
 def q_list_input(q_mesh: Sequence[int]) -> str:
